@@ -29,9 +29,9 @@ _ALIASES |= {f"2:{number}": lead for number, lead in _SCP_IDS.items()}  # DICOM 
 def canonical_lead_name(name: str) -> str:
     """The standard name (one of `STANDARD_LEADS`) of a lead, however a source spells it.
 
-    Case, spaces, underscores, the word "lead" and a remark in parentheses or after a comma do not matter; `DI` to `DIII`, `C1` to `C6`,
-    `MDC_ECG_LEAD_*` and the DICOM codes of SCP-ECG (`5.6.3-9-1`) and MDC (`2:1`) are known.  Leads that merely
-    resemble a standard one (`-aVR`, `MLII`, unaugmented `VR`) are not taken for it.
+    Case, spaces, underscores, the word "lead" and a remark in parentheses or after a comma do not matter; `DI` to
+    `DIII`, `C1` to `C6`, `MDC_ECG_LEAD_*` and the DICOM codes of SCP-ECG (`5.6.3-9-1`) and MDC (`2:1`) are known.
+    Leads that merely resemble a standard one (`-aVR`, `MLII`, unaugmented `VR`) are not taken for it.
 
     Raises:
         ValueError: for any other name.
