@@ -1,0 +1,178 @@
+"""Any ECG source -> `EcgRecord`: signal (leads, samples) in millivolts, lead names, sampling rate.
+
+Research use only, not a medical device.
+"""
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+
+from .dicom_ecg import read_dicom
+from .leads_ecg import canonical_lead_name
+from .record_ecg import EcgReadError, EcgRecord, RawEcg, refuse_bomb
+from .wfdb_ecg import read_wfdb
+
+MILLIVOLTS = {"nv": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}
+"""Millivolts in a unit, by its name in lower case (both the micro sign and the Greek mu)."""
+
+
+def read_ecg(
+    source: Any,
+    *,
+    lead_names: Sequence[str] | None = None,
+    sampling_rate: float | None = None,
+    units: str | Sequence[str] | None = None,
+    verify_checksum: bool = True,
+) -> EcgRecord:
+    """Read an ECG from any source.
+
+    Args:
+        source: one of
+            - a WFDB record (PhysioNet, CinC challenges): its path with or without `.hea`, or its `.dat` or `.mat` file;
+              signal formats 8 to 524, also of several segments (joined by lead name, gaps are NaN);
+            - a DICOM ECG (`.dcm`): of several groups the original one with the most leads, `metadata` says which;
+            - a MATLAB file up to version 7 with `val`, or just one matrix, of shape (leads, samples);
+            - `.npy` with a (leads, samples) array; `.npz` with the keys of the mapping below;
+            - an array (leads, samples), or a mapping with `signal`, `lead_names`, `sampling_rate` and maybe `units`;
+            - an `EcgRecord`, which comes back as it is.
+        lead_names: one name a lead; like the next two, needed where the source does not say, and believed where it does.
+        sampling_rate: in Hz.
+        units: `"mV"`, `"uV"`, `"V"` or `"nV"`, one for all leads or one a lead.  Floating point numbers without units
+            are taken as mV; integers are refused, as they are mostly ADC counts.
+        verify_checksum: refuse WFDB files that do not have the checksum in their header.
+
+    Returns:
+        The record, standard leads under their standard names, other leads under the source's.  Samples a source marks
+        as invalid are NaN.
+
+    Raises:
+        EcgReadError: the content is damaged, ambiguous, incomplete or not an ECG.
+        OSError: a file is missing (`FileNotFoundError`) or cannot be read.
+
+    Only the named file, and for WFDB files beside it, are read: never the network, never a pickle.
+    """
+    stated = {"lead_names": lead_names, "sampling_rate": sampling_rate, "units": units}
+    if isinstance(source, EcgRecord):
+        if any(value is not None for value in stated.values()):
+            raise EcgReadError(f"{source.source}: is an EcgRecord already; change it with dataclasses.replace")
+        return source
+    if isinstance(source, str | os.PathLike):
+        label = os.fspath(source)
+        raw = _read_file(label, verify_checksum)
+    elif isinstance(source, Mapping):
+        label, raw = "mapping", _from_mapping("mapping", source)
+    elif hasattr(source, "__array__"):
+        label, raw = "array", RawEcg(np.asarray(source))
+    else:
+        raise EcgReadError(f"cannot read an ECG from {type(source).__name__}; read_ecg says what it takes")
+    return _to_record(label, raw._replace(**{name: value for name, value in stated.items() if value is not None}))
+
+
+def _to_record(label: str, raw: RawEcg) -> EcgRecord:
+    """The record in millivolts, or `EcgReadError` if it would be a guess."""
+    names = (raw.lead_names,) if isinstance(raw.lead_names, str) else tuple(raw.lead_names or ())
+    if not names or not all(names):
+        raise EcgReadError(f"{label}: does not say its lead names: pass lead_names=('I', 'II', ...)")
+    if raw.sampling_rate is None:
+        raise EcgReadError(f"{label}: does not say its sampling rate: pass sampling_rate= in Hz")
+    leads = tuple(_lead_name(str(name)) for name in names)
+    signal = raw.signal
+    if signal.dtype.kind not in "fiu":
+        raise EcgReadError(f"{label}: a signal of type {signal.dtype} is not an ECG; it must hold real numbers")
+    if signal.dtype.kind in "iu":
+        if raw.units is None:
+            raise EcgReadError(f"{label}: holds integers; pass units='uV' (or 'mV', 'V') if they are not ADC counts")
+        if signal.size and max(abs(int(signal.min())), abs(int(signal.max()))) > 1 << 53:
+            raise EcgReadError(f"{label}: holds integers too large for a voltage, overflown perhaps")
+    units = (raw.units or "mV",) * len(leads) if isinstance(raw.units, str | None) else tuple(raw.units)
+    if len(units) != len(leads):
+        raise EcgReadError(f"{label}: {len(units)} units for {len(leads)} leads")
+    dtype = np.float32 if signal.dtype == np.float32 else np.float64
+    scale = np.array([[_millivolts(label, *pair)] for pair in zip(leads, units, strict=True)], dtype)  # (leads, 1)
+    with np.errstate(over="ignore"):  # the record refuses infinite values
+        record = EcgRecord(signal.astype(dtype), leads, raw.sampling_rate, units, label, dict(raw.metadata or {}))
+        return record if (scale == 1).all() else replace(record, signal=record.signal * scale)
+
+
+def _lead_name(name: str) -> str:
+    try:
+        return canonical_lead_name(name)
+    except ValueError:  # not a lead of the twelve: its own name is the best there is
+        return name.strip()
+
+
+def _millivolts(label: str, lead: str, unit: str) -> float:
+    try:
+        return MILLIVOLTS[str(unit).strip().lower()]
+    except KeyError:
+        raise EcgReadError(f"{label}: lead {lead} is in {unit!r}, which is not nV, uV, mV or V; pass units=") from None
+
+
+def _from_mapping(label: str, fields: Mapping[str, Any]) -> RawEcg:
+    if "signal" not in fields:
+        raise EcgReadError(f"{label}: has no 'signal' among its keys {sorted(map(str, fields))}")
+    try:
+        signal = np.asarray(fields["signal"])
+    except ValueError as error:
+        raise EcgReadError(f"{label}: its signal is not an array (leads, samples): {error}") from error
+    return RawEcg(signal, *(fields.get(name) for name in ("lead_names", "sampling_rate", "units")))
+
+
+def _read_file(name: str, verify_checksum: bool) -> RawEcg:
+    if "://" in name or "::" in name:
+        raise EcgReadError(f"{name}: is not a local file; download the record first")
+    path = Path(name)
+    for header in (path, Path(f"{name}.hea"), path.with_suffix(".hea")):
+        if header.suffix == ".hea" and header.is_file() and path.suffix not in (".dcm", ".npy", ".npz"):
+            return read_wfdb(header, verify_checksum)
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: there is no such file, nor a header {name}.hea")
+    if path.suffix == ".mat":
+        return _read_mat(path)
+    if path.suffix in (".npy", ".npz"):
+        return _read_numpy(path)
+    with path.open("rb") as file:
+        if path.suffix == ".dcm" or file.read(132)[128:] == b"DICM":
+            return read_dicom(path)
+    raise EcgReadError(f"{name}: is no WFDB record (it has no .hea beside it), DICOM, .mat, .npy or .npz file")
+
+
+def _read_mat(path: Path) -> RawEcg:
+    try:
+        variables = {name: shape for name, shape, kind in scipy.io.whosmat(path, appendmat=False) if len(shape) == 2}
+        if "val" not in variables and len(variables) != 1:
+            raise EcgReadError(f"{path}: has no matrix 'val', but {sorted(variables)}; pass the right one as an array")
+        name = "val" if "val" in variables else next(iter(variables))
+        rows, columns = variables[name]
+        refuse_bomb(rows * columns * 8, path.stat().st_size, path)
+        return RawEcg(np.asarray(scipy.io.loadmat(path, appendmat=False, variable_names=[name])[name]))
+    except (EcgReadError, OSError):
+        raise
+    except NotImplementedError as error:
+        raise EcgReadError(f"{path}: is a MATLAB 7.3 file; read it with h5py and pass the array") from error
+    except Exception as error:  # scipy meets damaged files with errors of many classes
+        raise EcgReadError(f"{path}: is not a readable MATLAB file: {error!r}") from error
+
+
+def _read_numpy(path: Path) -> RawEcg:
+    try:
+        if path.suffix == ".npy":
+            return RawEcg(np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
+        with zipfile.ZipFile(path) as archive:
+            refuse_bomb(sum(member.file_size for member in archive.infolist()), path.stat().st_size, path)
+        with np.load(path, allow_pickle=False) as arrays:
+            fields = {
+                name: arrays[name] for name in ("signal", "lead_names", "sampling_rate", "units") if name in arrays
+            }
+    except (ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        if isinstance(error, EcgReadError):
+            raise
+        raise EcgReadError(f"{path}: is not a readable NumPy file: {error}") from error
+    texts = {name: value.tolist() for name, value in fields.items() if name != "signal"}
+    return _from_mapping(str(path), fields | texts)
