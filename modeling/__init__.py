@@ -1,1 +1,31 @@
+"""The models; importing this package registers them with the transformers Auto classes."""
 
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
+)
+
+from .configuration_melp import MelpConfig, MelpEcgConfig
+from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
+from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
+
+_MODELS = {
+    MelpConfig: {
+        AutoModel: MelpModel,
+        AutoModelForSequenceClassification: MelpForSequenceClassification,
+        AutoModelForSpeechSeq2Seq: MelpForConditionalGeneration,
+    },
+    MelpEcgConfig: {
+        AutoModel: MelpEcgModel,
+        AutoModelForPreTraining: MelpEcgForPreTraining,
+        AutoModelForSequenceClassification: MelpEcgForSequenceClassification,
+    },
+}
+
+for config_class, models in _MODELS.items():
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for auto_class, model_class in models.items():
+        auto_class.register(config_class, model_class, exist_ok=True)

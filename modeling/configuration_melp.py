@@ -1,0 +1,204 @@
+"""Configurations of MELP (Wang, Xu and Yu, "From Token to Rhythm", ICML 2025, arXiv 2506.21803)."""
+
+import copy
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import BertConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class MelpEcgConfig(PreTrainedConfig):
+    r"""MELP's ECG encoder: wav2vec 2.0 over 12 leads and two attentional poolers.
+
+    The defaults are the published sizes.
+
+    Args:
+        num_leads: leads of the input; their order is the feature extractor's affair.
+        conv_dim, conv_kernel, conv_stride: channels, kernel and stride of each convolution block.
+        num_conv_pos_embeddings, num_conv_pos_embedding_groups: kernel and groups of the positional convolution.
+        feature_grad_mult: factor on the gradients that reach the convolution blocks.
+        num_caption_queries, caption_dim: number and width of the caption tokens (token level).
+        num_beat_queries: number of beat embeddings (beat level); the paper names 10, the published weights have 14.
+        num_pooler_heads: attention heads of both poolers.
+        projection_dim: width of beat, rhythm and text embeddings.
+        num_codevector_groups, num_codevectors_per_group, codevector_dim: product quantiser of the pretraining stage.
+        gumbel_temperature: how random its choice of codes is while training.
+        mask_time_prob, mask_time_length, num_negatives, contrastive_temperature: masked prediction of that stage.
+        logit_scale_init_value, max_logit_scale: logarithm of the first scale of its CMSC loss, and the largest scale.
+        freeze_encoder: train only the classifier of `MelpForSequenceClassification`.
+    """
+
+    model_type = "melp_ecg"
+    base_config_key = "ecg_config"
+
+    num_leads: int = 12
+    conv_dim: list[int] | tuple[int, ...] = (256, 256, 256, 256)
+    conv_kernel: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    conv_stride: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    hidden_size: int = 768
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    feature_grad_mult: float | int = 0.1
+    num_caption_queries: int = 128
+    caption_dim: int = 768
+    num_beat_queries: int = 14
+    num_pooler_heads: int = 8
+    projection_dim: int = 256
+    num_codevector_groups: int = 2
+    num_codevectors_per_group: int = 320
+    codevector_dim: int = 256
+    gumbel_temperature: float | int = 2.0
+    mask_time_prob: float = 0.65
+    mask_time_length: int = 10
+    num_negatives: int = 100
+    contrastive_temperature: float = 0.1
+    logit_scale_init_value: float = math.log(1 / 0.07)
+    max_logit_scale: float | int = 100
+    freeze_encoder: bool = False
+
+    def validate_architecture(self):
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
+            raise ValueError(
+                "conv_dim, conv_kernel and conv_stride describe the same blocks and must be equally long; "
+                f"they have {len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)} entries"
+            )
+        for width, heads, name in (
+            (self.hidden_size, self.num_attention_heads, "hidden_size"),
+            (self.caption_dim, self.num_pooler_heads, "caption_dim"),
+            (self.projection_dim, self.num_pooler_heads, "projection_dim"),
+        ):
+            if width % heads:
+                raise ValueError(f"{name} ({width}) must be a multiple of its number of attention heads ({heads})")
+
+    def save_pretrained(self, save_directory, **kwargs):
+        self.auto_map = {
+            "AutoConfig": "configuration_melp.MelpEcgConfig",
+            "AutoModel": "modeling_melp_ecg.MelpEcgModel",
+            "AutoModelForPreTraining": "modeling_melp_ecg.MelpEcgForPreTraining",
+            "AutoModelForSequenceClassification": "modeling_melp_ecg.MelpEcgForSequenceClassification",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+@strict
+class MelpConfig(PreTrainedConfig):
+    r"""The whole of MELP: ECG encoder, causal BERT text encoder, text decoder, and the three losses.
+
+    Args:
+        ecg_config, text_config: the two towers; `text_config` is a causal BERT.
+        decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the text decoder, as wide as
+            the text encoder.  Each layer is a self-attention block and a cross-attention block.
+        projection_dim: width of the shared embedding space.
+        cls_position: position id of the `[CLS]` that closes every text.  The reference gives it the padded length (127
+            in training), which makes an embedding depend on padding; fixed, it does not.
+        period_token_id: the token that ends a sentence.
+        special_token_ids: tokens that belong to no sentence.
+        contrastive_loss_weight, caption_loss_weight, beat_loss_weight: rhythm, token and beat level.
+        num_frozen_text_layers: layers of the text encoder that training leaves alone (`MelpModel.freeze_text_layers`).
+        freeze_encoder: train only the classifier of `MelpForSequenceClassification`.
+    """
+
+    model_type = "melp"
+    sub_configs = {"ecg_config": MelpEcgConfig, "text_config": BertConfig}
+
+    ecg_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    decoder_num_hidden_layers: int = 6
+    decoder_num_attention_heads: int = 8
+    decoder_intermediate_size: int = 3072
+    decoder_layer_norm_eps: float = 1e-5
+    projection_dim: int = 256
+    initializer_range: float = 0.02
+    logit_scale_init_value: float = math.log(1 / 0.07)
+    max_logit_scale: float | int = 100
+    cls_position: int = 127
+    max_text_length: int = 127
+    pad_token_id: int = 0
+    unk_token_id: int = 1
+    cls_token_id: int = 2
+    eos_token_id: int = 3
+    mask_token_id: int = 4
+    bos_token_id: int = 30522
+    decoder_start_token_id: int = 30522
+    period_token_id: int = 18
+    contrastive_loss_weight: float | int = 1.0
+    caption_loss_weight: float | int = 2.0
+    beat_loss_weight: float | int = 0.2
+    num_frozen_text_layers: int = 6
+    freeze_encoder: bool = False
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.ecg_config is None:
+            self.ecg_config = MelpEcgConfig()
+        elif isinstance(self.ecg_config, dict):
+            self.ecg_config = MelpEcgConfig(**self.ecg_config)
+        if self.text_config is None:
+            self.text_config = {"vocab_size": 30523, "pad_token_id": self.pad_token_id}
+        if isinstance(self.text_config, dict):
+            self.text_config = BertConfig(**{**self.text_config, "is_decoder": True})
+        super().__post_init__(**kwargs)
+
+    @property
+    def special_token_ids(self) -> tuple[int, ...]:
+        """Ids that belong to no sentence: [PAD], [UNK], [CLS], [SEP], [MASK] and [BOS]."""
+        return (
+            self.pad_token_id,
+            self.unk_token_id,
+            self.cls_token_id,
+            self.eos_token_id,
+            self.mask_token_id,
+            self.bos_token_id,
+        )
+
+    def validate_architecture(self):
+        if self.ecg_config.caption_dim != self.text_config.hidden_size:
+            raise ValueError(
+                "the decoder attends to the caption tokens: ecg_config.caption_dim "
+                f"({self.ecg_config.caption_dim}) must equal text_config.hidden_size ({self.text_config.hidden_size})"
+            )
+        if self.ecg_config.projection_dim != self.projection_dim:
+            raise ValueError(
+                f"ECG and text share one space: ecg_config.projection_dim ({self.ecg_config.projection_dim}) "
+                f"must equal projection_dim ({self.projection_dim})"
+            )
+        if self.cls_position >= self.text_config.max_position_embeddings:
+            raise ValueError(
+                f"cls_position ({self.cls_position}) must be below text_config.max_position_embeddings "
+                f"({self.text_config.max_position_embeddings})"
+            )
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """For `decoder=True`, the text config with as many layers as a generation cache must hold: those of the text
+        encoder followed by those of the decoder."""
+        if not decoder or encoder:
+            return self.text_config
+        config = copy.deepcopy(self.text_config)
+        config.num_hidden_layers += self.decoder_num_hidden_layers
+        return config
+
+    def save_pretrained(self, save_directory, **kwargs):
+        self.auto_map = {
+            "AutoConfig": "configuration_melp.MelpConfig",
+            "AutoModel": "modeling_melp.MelpModel",
+            "AutoModelForSpeechSeq2Seq": "modeling_melp.MelpForConditionalGeneration",
+            "AutoModelForSequenceClassification": "modeling_melp.MelpForSequenceClassification",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+MelpEcgConfig.register_for_auto_class()
+MelpConfig.register_for_auto_class()
+
+__all__ = ["MelpConfig", "MelpEcgConfig"]

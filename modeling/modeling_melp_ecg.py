@@ -1,0 +1,496 @@
+"""MELP's ECG tower: wav2vec 2.0 over 12 leads, pooled into caption tokens and beat embeddings (arXiv 2506.21803).
+
+For research use; not a medical device.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SequenceClassifierOutput, Wav2Vec2BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention_ecg import MultiHeadAttention
+from .configuration_melp import MelpEcgConfig
+from .losses_ecg import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
+from .pooling_ecg import AttentionalPooler
+
+
+@dataclass
+class MelpEcgOutput(ModelOutput):
+    """What the ECG encoder says of a batch of recordings.
+
+    Args:
+        last_hidden_state: (batch, time, hidden_size), the encoder's states.
+        pooler_output: (batch, projection_dim), the feature for linear probes: mean of the pooled beat queries before
+            their projection into the space shared with text.
+        caption_tokens: (batch, num_caption_queries, caption_dim), what the text decoder attends to.
+        beat_embeds: (batch, num_beat_queries, projection_dim), not normalised.
+        ecg_embeds: (batch, projection_dim), unit norm: the mean of the beat embeddings.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    caption_tokens: torch.FloatTensor | None = None
+    beat_embeds: torch.FloatTensor | None = None
+    ecg_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+class MelpConvBlock(nn.Module):
+    """Strided convolution and GELU; the first block normalises each channel over time, as in wav2vec 2.0."""
+
+    def __init__(self, config: MelpEcgConfig, index: int):
+        super().__init__()
+        in_channels = config.conv_dim[index - 1] if index else config.num_leads
+        self.conv = nn.Conv1d(
+            in_channels, config.conv_dim[index], config.conv_kernel[index], config.conv_stride[index], bias=False
+        )
+        self.norm = None if index else nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
+
+    def output_length(self, length: torch.Tensor) -> torch.Tensor:
+        return torch.div(length - self.conv.kernel_size[0], self.conv.stride[0], rounding_mode="floor") + 1
+
+    def forward(self, states: torch.Tensor, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, channels, time) and the valid length of each row -> the same after the convolution.
+
+        With lengths, padding neither enters the channel norm nor leaves this block.
+        """
+        states = self.conv(states)
+        if lengths is None:
+            return F.gelu(self.norm(states) if self.norm is not None else states), None
+        lengths = self.output_length(lengths)
+        mask = _length_mask(lengths, states.shape[-1])[:, None]  # (batch, 1, time)
+        if self.norm is not None:
+            count = lengths.clamp(min=1)[:, None, None]
+            mean = (states * mask).sum(-1, keepdim=True) / count
+            variance = ((states - mean) * mask).square().sum(-1, keepdim=True) / count
+            states = (states - mean) * torch.rsqrt(variance + self.norm.eps)
+            states = states * self.norm.weight[:, None] + self.norm.bias[:, None]
+        return F.gelu(states) * mask, lengths
+
+
+def _length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(batch,) -> (batch, size), True below each length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class MelpConvPositionalEmbedding(nn.Module):
+    """Relative positions from a wide grouped convolution (wav2vec 2.0)."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        kernel = config.num_conv_pos_embeddings
+        self.drop_last = kernel % 2 == 0
+        conv = nn.Conv1d(
+            config.hidden_size,
+            config.hidden_size,
+            kernel,
+            padding=kernel // 2,
+            groups=config.num_conv_pos_embedding_groups,
+        )
+        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        positions = self.conv(hidden_states.transpose(1, 2))  # (batch, hidden, time + 1)
+        if self.drop_last:
+            positions = positions[..., :-1]
+        return F.gelu(positions).transpose(1, 2)  # (batch, time, hidden)
+
+
+class MelpEcgLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        self.self_attn = MultiHeadAttention(
+            config, config.hidden_size, config.num_attention_heads, dropout=config.attention_dropout
+        )
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        attention, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
+        hidden_states = self.attention_norm(hidden_states + self.dropout(attention))
+        feed_forward = self.fc2(self.activation(self.fc1(hidden_states)))
+        return self.final_norm(hidden_states + self.dropout(feed_forward))
+
+
+class MelpEcgPreTrainedModel(PreTrainedModel):
+    config: MelpEcgConfig
+    base_model_prefix = "ecg_model"
+    main_input_name = "input_values"
+    input_modalities = ("time",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MelpEcgLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, MelpConvPositionalEmbedding):
+            conv = module.conv
+            direction = conv.parametrizations.weight.original1
+            init.normal_(direction, mean=0.0, std=2 * math.sqrt(1 / (conv.kernel_size[0] * conv.in_channels)))
+            init.copy_(conv.parametrizations.weight.original0, direction.norm(dim=(0, 1), keepdim=True))
+            init.zeros_(conv.bias)
+        elif isinstance(module, MelpConvBlock):
+            init.kaiming_normal_(module.conv.weight)
+        elif isinstance(module, MelpEcgEncoder):
+            init.uniform_(module.mask_embedding)
+        elif isinstance(module, AttentionalPooler):
+            init.normal_(module.query)
+        elif isinstance(module, MelpProductQuantizer):
+            init.uniform_(module.codevectors)
+            init.normal_(module.code_projection.weight)
+            init.zeros_(module.code_projection.bias)
+        elif isinstance(module, MelpEcgForPreTraining):
+            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+        elif isinstance(module, MelpEcgModel):
+            init.normal_(module.beat_projection.weight, std=module.config.projection_dim**-0.5)
+
+
+class MelpEcgEncoder(MelpEcgPreTrainedModel):
+    """wav2vec 2.0 over 12 leads: (batch, leads, samples) -> (batch, time, hidden_size).
+
+    The published encoder takes 5,000 samples (10 s at 500 Hz) scaled to [0, 1] and gives 312 time steps.
+    """
+
+    base_model_prefix = "encoder"
+    _can_record_outputs = {
+        "hidden_states": MelpEcgLayer,
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
+    }
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__(config)
+        self.conv_blocks = nn.ModuleList([MelpConvBlock(config, i) for i in range(len(config.conv_dim))])
+        self.feature_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        self.feature_projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.position_embedding = MelpConvPositionalEmbedding(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList([MelpEcgLayer(config) for _ in range(config.num_hidden_layers)])
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.post_init()
+
+    def output_length(self, samples: torch.Tensor) -> torch.Tensor:
+        """Number of time steps that so many samples give."""
+        for block in self.conv_blocks:
+            samples = block.output_length(samples)
+        return samples
+
+    def time_mask(self, sample_mask: torch.Tensor, size: int) -> torch.Tensor:
+        """(batch, samples) -> (batch, time): the steps that see real samples only."""
+        return _length_mask(self.output_length(sample_mask.sum(-1)), size)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        masked_steps: torch.Tensor | None = None,
+        **kwargs,
+    ) -> Wav2Vec2BaseModelOutput:
+        """
+        Args:
+            input_values: (batch, leads, samples), as `EcgFeatureExtractor` gives them.
+            lead_mask: (batch, leads), 0 for a lead to leave out (it becomes zero).
+            sample_mask: (batch, samples), 0 for padding on the right.
+            masked_steps: (batch, time), True where the mask embedding replaces the features (masked prediction).
+
+        Returns:
+            `last_hidden_state` (batch, time, hidden_size) and `extract_features` (batch, time, conv_dim).
+
+        Raises:
+            ValueError: not (batch, leads, samples) with as many leads as the config says.
+        """
+        num_leads, shape = self.config.num_leads, tuple(input_values.shape)
+        if len(shape) != 3 or shape[1] != num_leads:
+            raise ValueError(f"input_values must be (batch, {num_leads} leads, samples), not {shape}")
+        if lead_mask is not None:
+            input_values = input_values * lead_mask[:, :, None].to(input_values.dtype)
+        lengths = None
+        if sample_mask is not None:
+            input_values = input_values * sample_mask[:, None].to(input_values.dtype)
+            lengths = sample_mask.sum(-1)
+
+        features = input_values
+        for block in self.conv_blocks:
+            features, lengths = block(features, lengths)
+        if features.requires_grad:
+            features = _ScaleGradient.apply(features, self.config.feature_grad_mult)
+        features = self.feature_norm(features.transpose(1, 2))  # (batch, time, conv_dim)
+
+        hidden_states = self.dropout(self.feature_projection(features))  # (batch, time, hidden)
+        if masked_steps is not None:
+            hidden_states = torch.where(masked_steps[..., None], self.mask_embedding, hidden_states)
+        attention_mask = None
+        if lengths is not None:
+            time_mask = _length_mask(lengths, hidden_states.shape[1])
+            hidden_states = hidden_states * time_mask[..., None].to(hidden_states.dtype)
+            attention_mask = create_bidirectional_mask(self.config, hidden_states, time_mask)
+        hidden_states = hidden_states + self.position_embedding(hidden_states)
+        hidden_states = self.dropout(self.layer_norm(hidden_states))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask=attention_mask, **kwargs)
+        return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=features)
+
+
+class MelpEcgModel(MelpEcgPreTrainedModel):
+    """MELP's ECG tower: the encoder, its caption tokens, its beat embeddings and their mean, the ECG's embedding."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__(config)
+        self.encoder = MelpEcgEncoder(config)
+        self.caption_pooler = AttentionalPooler(
+            config, config.num_caption_queries, config.caption_dim, config.num_pooler_heads, config.hidden_size
+        )
+        self.caption_norm = nn.LayerNorm(config.caption_dim, eps=config.layer_norm_eps)
+        self.beat_pooler = AttentionalPooler(
+            config, config.num_beat_queries, config.projection_dim, config.num_pooler_heads, config.hidden_size
+        )
+        self.beat_norm = nn.LayerNorm(config.projection_dim, eps=config.layer_norm_eps)
+        self.beat_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MelpEcgOutput:
+        """
+        Args:
+            input_values: (batch, leads, samples), as `EcgFeatureExtractor` gives them.
+            lead_mask: (batch, leads), 0 for a lead to leave out (it becomes zero).
+            sample_mask: (batch, samples), 0 for padding on the right.
+        """
+        encoded = self.encoder(input_values, lead_mask, sample_mask, **kwargs)
+        states = encoded.last_hidden_state  # (batch, time, hidden)
+        mask = None if sample_mask is None else self.encoder.time_mask(sample_mask, states.shape[1])
+        caption_tokens = self.caption_norm(self.caption_pooler(states, mask))  # (batch, caption queries, caption_dim)
+        beats = self.beat_norm(self.beat_pooler(states, mask))  # (batch, beat queries, projection_dim)
+        beat_embeds = self.beat_projection(beats)
+        return MelpEcgOutput(
+            last_hidden_state=states,
+            pooler_output=beats.mean(1),
+            caption_tokens=caption_tokens,
+            beat_embeds=beat_embeds,
+            ecg_embeds=F.normalize(beat_embeds.mean(1), dim=-1),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+@dataclass
+class MelpEcgForPreTrainingOutput(ModelOutput):
+    """Output of `MelpEcgForPreTraining`.
+
+    Args:
+        loss: masked_loss + cmsc_loss.
+        masked_loss: masked prediction of wav2vec 2.0.  cmsc_loss: contrast between patients.
+        code_perplexity: how many codes of the quantiser are in use, summed over groups; 1 a group is a collapse.
+        recording_embeds: (batch, 2, projection_dim), of both halves, not normalised.
+    """
+
+    loss: torch.FloatTensor | None = None
+    masked_loss: torch.FloatTensor | None = None
+    cmsc_loss: torch.FloatTensor | None = None
+    code_perplexity: torch.FloatTensor | None = None
+    recording_embeds: torch.FloatTensor | None = None
+
+
+class MelpProductQuantizer(nn.Module):
+    """Picks one code of each group for every time step (wav2vec 2.0, section 2): Gumbel softmax while training."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        self.num_groups = config.num_codevector_groups
+        num_codes = self.num_groups * config.num_codevectors_per_group
+        self.temperature = config.gumbel_temperature
+        self.codevectors = nn.Parameter(torch.empty(1, num_codes, config.codevector_dim // self.num_groups))
+        self.code_projection = nn.Linear(config.conv_dim[-1], num_codes)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, time, conv_dim) -> quantised (batch, time, codevector_dim) and the choices, one-hot
+        (batch, time, groups, codes of a group)."""
+        scores = self.code_projection(features).unflatten(-1, (self.num_groups, -1)).float()
+        if self.training:
+            chosen = F.gumbel_softmax(scores, tau=self.temperature, hard=True)
+        else:
+            chosen = F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
+        codevectors = self.codevectors.view(self.num_groups, -1, self.codevectors.shape[-1])
+        quantized = torch.einsum("btgc,gcd->btgd", chosen.to(codevectors.dtype), codevectors)
+        return quantized.flatten(2), chosen
+
+
+def perplexity(choices: torch.Tensor) -> torch.Tensor:
+    """(steps, groups, codes) one-hot or probabilities -> exp of the entropy of their mean, summed over groups."""
+    mean = choices.mean(0)
+    return torch.exp(-torch.special.xlogy(mean, mean).sum(-1)).sum()
+
+
+class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
+    """The stage without labels (section 3.1): the encoder predicts the codes of masked steps (wav2vec 2.0), and the
+    two halves of a recording, like all recordings of a patient, attract each other (CMSC)."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__(config)
+        self.encoder = MelpEcgEncoder(config)
+        self.feature_dropout = nn.Dropout(config.hidden_dropout)
+        self.quantizer = MelpProductQuantizer(config)
+        self.target_projection = nn.Linear(config.codevector_dim, config.codevector_dim)
+        self.context_projection = nn.Linear(config.hidden_size, config.codevector_dim)
+        self.recording_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        patient_ids: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        masked_steps: torch.Tensor | None = None,
+        negative_indices: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MelpEcgForPreTrainingOutput:
+        """
+        Args:
+            input_values: (batch, 2, leads, samples), the two halves of each recording.
+            patient_ids: (batch,) integers.
+            lead_mask: (batch, 2, leads), 0 for a lead to leave out.
+            masked_steps: (batch, 2, time), True where the encoder must predict; drawn at random when missing.
+            negative_indices: (batch, 2, time, num_negatives), steps of the same half; drawn when missing.
+        """
+        config = self.config
+        halves = input_values.flatten(0, 1)  # (batch * 2, leads, samples)
+        time = self.encoder.output_length(torch.tensor(halves.shape[-1])).item()
+        if masked_steps is None:
+            masked_steps = sample_span_mask(
+                len(halves), time, config.mask_time_prob, config.mask_time_length, device=halves.device
+            ).unflatten(0, (-1, 2))
+        masked_steps = masked_steps.flatten(0, 1)
+        if negative_indices is None:
+            negative_indices = sample_negative_indices(masked_steps, config.num_negatives).unflatten(0, (-1, 2))
+        encoded = self.encoder(
+            halves, None if lead_mask is None else lead_mask.flatten(0, 1), masked_steps=masked_steps, **kwargs
+        )
+        states = encoded.last_hidden_state  # (batch * 2, time, hidden)
+        quantized, choices = self.quantizer(self.feature_dropout(encoded.extract_features))
+        masked_loss = masked_contrastive_loss(
+            self.context_projection(states),
+            self.target_projection(quantized),
+            negative_indices.flatten(0, 1),
+            masked_steps,
+            config.contrastive_temperature,
+        )
+        embeds = self.recording_projection(states.mean(1)).unflatten(0, (-1, 2))  # (batch, 2, projection_dim)
+        scale = self.logit_scale.exp().clamp(max=config.max_logit_scale)
+        patient_loss = cmsc_loss(embeds[:, 0], embeds[:, 1], patient_ids, scale)
+        return MelpEcgForPreTrainingOutput(
+            loss=masked_loss + patient_loss,
+            masked_loss=masked_loss,
+            cmsc_loss=patient_loss,
+            code_perplexity=perplexity(choices[masked_steps].detach()),
+            recording_embeds=embeds,
+        )
+
+
+class MelpEcgForSequenceClassification(MelpEcgPreTrainedModel):
+    """A linear head on the ECG tower's probe feature, for `Trainer`.
+
+    `config.problem_type` is "single_label_classification", "multi_label_classification" or "regression";
+    `config.freeze_encoder` trains the head alone (a linear probe).
+    """
+
+    accepts_loss_kwargs = False
+    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^sentence_projection", r"^logit_scale"]
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__(config)
+        ecg_config = getattr(config, "ecg_config", config)
+        self.num_labels = config.num_labels
+        self.ecg_model = MelpEcgModel(ecg_config)
+        self.dropout = nn.Dropout(ecg_config.hidden_dropout)
+        self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)
+        self.post_init()
+        if config.freeze_encoder:
+            self.ecg_model.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.ecg_model.eval()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_values, lead_mask, sample_mask: see `MelpEcgModel.forward`.
+            labels: class ids (batch,), 0/1 floats (batch, num_labels), or values (batch,) or (batch, num_labels).
+        """
+        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+MelpEcgModel.register_for_auto_class("AutoModel")
+MelpEcgForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+MelpEcgForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = [
+    "MelpEcgEncoder",
+    "MelpEcgForPreTraining",
+    "MelpEcgForPreTrainingOutput",
+    "MelpEcgForSequenceClassification",
+    "MelpEcgModel",
+    "MelpEcgOutput",
+    "MelpEcgPreTrainedModel",
+]

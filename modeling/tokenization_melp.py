@@ -1,0 +1,43 @@
+"""MELP's token sequence, `[BOS] report [SEP]`, for any BERT-like tokenizer."""
+
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+
+def as_report_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int = 127) -> PreTrainedTokenizerFast:
+    """Make a BERT-like fast tokenizer write `[BOS] report [SEP]`, padded on the right; adds `[BOS]` when it has none.
+
+    The `[CLS]` that closes MELP's sequence is the model's affair: its place must not depend on padding.
+    """
+    if tokenizer.bos_token is None:
+        tokenizer.add_special_tokens({"bos_token": "[BOS]"})
+    bos, sep = tokenizer.bos_token, tokenizer.sep_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A {sep}", special_tokens=[(bos, tokenizer.bos_token_id), (sep, tokenizer.sep_token_id)]
+    )
+    tokenizer.padding_side = "right"
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def special_token_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The fields of `MelpConfig` that name tokens.
+
+    Raises:
+        ValueError: the tokenizer has no token for a full stop, or lacks a special token.
+    """
+    period = tokenizer.convert_tokens_to_ids(".")
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "unk_token_id": tokenizer.unk_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "decoder_start_token_id": tokenizer.bos_token_id,
+        "period_token_id": None if period == tokenizer.unk_token_id else period,
+    }
+    missing = [name.removesuffix("_id") for name, value in ids.items() if value is None]
+    if missing:
+        raise ValueError(f"the tokenizer lacks {', '.join(missing)}, which MELP needs")
+    return ids
