@@ -34,14 +34,15 @@ def read_ecg(
 
     Args:
         source: one of
-            - a WFDB record (PhysioNet, CinC challenges): its path with or without `.hea`, or its `.dat` or `.mat` file;
-              signal formats 8 to 524, also of several segments (joined by lead name, gaps are NaN);
+            - a WFDB record (PhysioNet, CinC challenges): its path with or without `.hea`, or its `.dat` or `.mat`
+              file; signal formats 8 to 524, also of several segments (joined by lead name, gaps are NaN);
             - a DICOM ECG (`.dcm`): of several groups the original one with the most leads, `metadata` says which;
             - a MATLAB file up to version 7 with `val`, or just one matrix, of shape (leads, samples);
             - `.npy` with a (leads, samples) array; `.npz` with the keys of the mapping below;
             - an array (leads, samples), or a mapping with `signal`, `lead_names`, `sampling_rate` and maybe `units`;
             - an `EcgRecord`, which comes back as it is.
-        lead_names: one name a lead; like the next two, needed where the source does not say, and believed where it does.
+        lead_names: one name a lead.  Like the next two, needed where the source does not say, and believed where it
+            says otherwise.
         sampling_rate: in Hz.
         units: `"mV"`, `"uV"`, `"V"` or `"nV"`, one for all leads or one a lead.  Floating point numbers without units
             are taken as mV; integers are refused, as they are mostly ADC counts.
@@ -57,9 +58,8 @@ def read_ecg(
 
     Only the named file, and for WFDB files beside it, are read: never the network, never a pickle.
     """
-    stated = {"lead_names": lead_names, "sampling_rate": sampling_rate, "units": units}
     if isinstance(source, EcgRecord):
-        if any(value is not None for value in stated.values()):
+        if not (lead_names is sampling_rate is units is None):
             raise EcgReadError(f"{source.source}: is an EcgRecord already; change it with dataclasses.replace")
         return source
     if isinstance(source, str | os.PathLike):
@@ -71,32 +71,45 @@ def read_ecg(
         label, raw = "array", RawEcg(np.asarray(source))
     else:
         raise EcgReadError(f"cannot read an ECG from {type(source).__name__}; read_ecg says what it takes")
-    return _to_record(label, raw._replace(**{name: value for name, value in stated.items() if value is not None}))
+    return _to_record(
+        label,
+        raw.signal,
+        raw.lead_names if lead_names is None else lead_names,
+        raw.sampling_rate if sampling_rate is None else sampling_rate,
+        raw.units if units is None else units,
+        dict(raw.metadata),
+    )
 
 
-def _to_record(label: str, raw: RawEcg) -> EcgRecord:
-    """The record in millivolts, or `EcgReadError` if it would be a guess."""
-    names = (raw.lead_names,) if isinstance(raw.lead_names, str) else tuple(raw.lead_names or ())
-    if not names or not all(names):
+def _to_record(
+    label: str,
+    signal: np.ndarray,
+    lead_names: Sequence[str | None],
+    sampling_rate: float | None,
+    units: str | Sequence[str],
+    metadata: dict[str, Any],
+) -> EcgRecord:
+    """The record in millivolts, or `EcgReadError` if that would take a guess."""
+    lead_names = (lead_names,) if isinstance(lead_names, str) else lead_names
+    leads = tuple(_lead_name(str(name or "")) for name in lead_names)
+    if not leads or not all(leads):
         raise EcgReadError(f"{label}: does not say its lead names: pass lead_names=('I', 'II', ...)")
-    if raw.sampling_rate is None:
+    if sampling_rate is None:
         raise EcgReadError(f"{label}: does not say its sampling rate: pass sampling_rate= in Hz")
-    leads = tuple(_lead_name(str(name)) for name in names)
-    signal = raw.signal
     if signal.dtype.kind not in "fiu":
         raise EcgReadError(f"{label}: a signal of type {signal.dtype} is not an ECG; it must hold real numbers")
     if signal.dtype.kind in "iu":
-        if raw.units is None:
+        if len(units) == 0:
             raise EcgReadError(f"{label}: holds integers; pass units='uV' (or 'mV', 'V') if they are not ADC counts")
         if signal.size and max(abs(int(signal.min())), abs(int(signal.max()))) > 1 << 53:
             raise EcgReadError(f"{label}: holds integers too large for a voltage, overflown perhaps")
-    units = (raw.units or "mV",) * len(leads) if isinstance(raw.units, str | None) else tuple(raw.units)
+    units = (units,) * len(leads) if isinstance(units, str) else tuple(units) or ("mV",) * len(leads)
     if len(units) != len(leads):
         raise EcgReadError(f"{label}: {len(units)} units for {len(leads)} leads")
     dtype = np.float32 if signal.dtype == np.float32 else np.float64
     scale = np.array([[_millivolts(label, *pair)] for pair in zip(leads, units, strict=True)], dtype)  # (leads, 1)
     with np.errstate(over="ignore"):  # the record refuses infinite values
-        record = EcgRecord(signal.astype(dtype), leads, raw.sampling_rate, units, label, dict(raw.metadata or {}))
+        record = EcgRecord(signal.astype(dtype), leads, sampling_rate, units, label, metadata)
         return record if (scale == 1).all() else replace(record, signal=record.signal * scale)
 
 
@@ -121,18 +134,18 @@ def _from_mapping(label: str, fields: Mapping[str, Any]) -> RawEcg:
         signal = np.asarray(fields["signal"])
     except ValueError as error:
         raise EcgReadError(f"{label}: its signal is not an array (leads, samples): {error}") from error
-    return RawEcg(signal, *(fields.get(name) for name in ("lead_names", "sampling_rate", "units")))
+    return RawEcg(signal, **{key: fields[key] for key in RawEcg._fields[1:4] if fields.get(key) is not None})
 
 
 def _read_file(name: str, verify_checksum: bool) -> RawEcg:
     if "://" in name or "::" in name:
         raise EcgReadError(f"{name}: is not a local file; download the record first")
     path = Path(name)
-    for header in (path, Path(f"{name}.hea"), path.with_suffix(".hea")):
-        if header.suffix == ".hea" and header.is_file() and path.suffix not in (".dcm", ".npy", ".npz"):
-            return read_wfdb(header, verify_checksum)
+    header = path.with_suffix(".hea") if path.suffix in (".hea", ".dat", ".mat") else Path(f"{name}.hea")
+    if header.is_file():
+        return read_wfdb(header, verify_checksum)
     if not path.is_file():
-        raise FileNotFoundError(f"{name}: there is no such file, nor a header {name}.hea")
+        raise FileNotFoundError(f"{name}: there is no such file, nor {header}")
     if path.suffix == ".mat":
         return _read_mat(path)
     if path.suffix in (".npy", ".npz"):
@@ -140,7 +153,7 @@ def _read_file(name: str, verify_checksum: bool) -> RawEcg:
     with path.open("rb") as file:
         if path.suffix == ".dcm" or file.read(132)[128:] == b"DICM":
             return read_dicom(path)
-    raise EcgReadError(f"{name}: is no WFDB record (it has no .hea beside it), DICOM, .mat, .npy or .npz file")
+    raise EcgReadError(f"{name}: is not a WFDB record with its .hea, DICOM, .mat, .npy or .npz file")
 
 
 def _read_mat(path: Path) -> RawEcg:

@@ -1,10 +1,11 @@
 """What an ECG is in this package: signal in millivolts, lead names, sampling rate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,13 +68,13 @@ class EcgRecord:
 
 
 class RawEcg(NamedTuple):
-    """An ECG as its source has it; None = the source does not say."""
+    """An ECG as its source has it; empty or None = the source does not say."""
 
     signal: np.ndarray  # (leads, samples), in `units`
-    lead_names: Sequence[str | None] | None = None
+    lead_names: Sequence[str | None] = ()
     sampling_rate: float | None = None
-    units: str | Sequence[str] | None = None
-    metadata: dict[str, Any] | None = None
+    units: Sequence[str] = ()
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
 def refuse_bomb(unfolded: int, stored: int, path: Path) -> None:

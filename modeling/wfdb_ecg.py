@@ -247,9 +247,7 @@ def _read_flac(path: Path, form: str, offset: int, leads: int, samples: int) -> 
             bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[file.subtype]
             samples = samples or file.frames - offset
             if file.format != "FLAC" or file.channels != leads or bits > _BITS[form]:
-                raise EcgReadError(
-                    f"{path}: is {file.channels} leads of {bits}-bit {file.format}, not of format {form}"
-                )
+                raise EcgReadError(f"{path}: is {bits}-bit {file.format} of {file.channels} leads, not format {form}")
             if not 0 < samples <= file.frames - offset:
                 raise EcgReadError(f"{path}: holds {file.frames - offset} samples, not {samples}")
             refuse_bomb(samples * leads * 8, path.stat().st_size, path)
@@ -265,43 +263,38 @@ def _read_flac(path: Path, form: str, offset: int, leads: int, samples: int) -> 
 def _read_segments(header: _Header, verify_checksum: bool) -> RawEcg:
     """A record of several segments, put together by lead name; gaps, and leads a segment lacks, are NaN."""
     path = header.path
-    listed = [line.split()[0] for line in header.lines]
-    lengths = [_integer(path, " ".join(line.split()[1:])) for line in header.lines]
-    if header.segments != len(listed):
-        raise EcgReadError(f"{path}: announces {header.segments} segments, lists {len(listed)}")
-    parts: list[RawEcg | None] = []
-    names: list[str | None] = []
-    for i, (name, length) in enumerate(zip(listed, lengths, strict=True)):
-        if name == "~":  # a gap
-            parts.append(None)
-            continue
-        segment = _read_header(_sibling(path, f"{name}.hea"))
-        if segment.segments is not None or name in listed[:i]:
-            raise EcgReadError(f"{path}: segment {name} is itself divided into segments, or listed twice")
-        if length == 0:  # a layout segment names the leads and holds no samples
-            names = [signal.name for signal in _parse_signals(segment)]
-            parts.append(None)
-            continue
-        part = _read_signals(segment, verify_checksum)
-        if (part.sampling_rate, part.signal.shape[1]) != (header.frame_rate, length):
-            raise EcgReadError(f"{path}: segment {name} has another length or sampling rate than the record says")
-        parts.append(part)
-    read = [part for part in parts if part is not None]
-    if not read:
+    if header.segments != len(header.lines):
+        raise EcgReadError(f"{path}: announces {header.segments} segments, lists {len(header.lines)}")
+    layout: list[str | None] = []
+    parts: dict[str, tuple[int, RawEcg]] = {}  # by name: first sample in the record, content
+    total = 0
+    for line in header.lines:
+        name, length = line.split()[0], _integer(path, " ".join(line.split()[1:]))
+        if name != "~":  # "~" is a gap
+            segment = _read_header(_sibling(path, f"{name}.hea"))
+            if segment.segments is not None or name in parts:
+                raise EcgReadError(f"{path}: segment {name} is itself divided into segments, or listed twice")
+            if length == 0:  # this one names all leads and holds no samples
+                layout = [signal.name for signal in _parse_signals(segment)]
+            else:
+                parts[name] = total, _read_signals(segment, verify_checksum)
+                _, frames = parts[name][1].signal.shape
+                if (frames, segment.frame_rate) != (length, header.frame_rate):
+                    raise EcgReadError(f"{path}: segment {name} differs from the length or sampling rate given here")
+        total += length
+    if not parts:
         raise EcgReadError(f"{path}: every segment is empty")
-    names = names or read[0].lead_names
+    names = layout or list(next(iter(parts.values()))[1].lead_names)
+    refuse_bomb(len(names) * total * 8, sum(part.signal.nbytes for _, part in parts.values()), path)
+    signal = np.full((len(names), total), np.nan)
     units: dict[str | None, str] = {}
-    for part in read:
-        for name, unit in zip(part.lead_names, part.units, strict=True):
-            if name not in names or units.setdefault(name, unit) != unit:
-                raise EcgReadError(f"{path}: lead {name} is missing from the layout, or changes its unit ({unit})")
-    refuse_bomb(len(names) * sum(lengths) * 8, sum(part.signal.nbytes for part in read), path)
-    signal = np.full((len(names), sum(lengths)), np.nan)
-    start = 0
-    for length, part in zip(lengths, parts, strict=True):
-        if part is not None:
-            signal[[names.index(name) for name in part.lead_names], start : start + length] = part.signal
-        start += length
+    for segment_name, (start, part) in parts.items():
+        for lead, unit, row in zip(part.lead_names, part.units, part.signal, strict=True):
+            if lead not in names or units.setdefault(lead, unit) != unit or part.lead_names.count(lead) > 1:
+                raise EcgReadError(
+                    f"{path}: lead {lead} of segment {segment_name} is not in the layout, or in two units or rows"
+                )
+            signal[names.index(lead), start : start + row.size] = row
     return RawEcg(
-        signal, names, header.frame_rate, [units.get(name, "mV") for name in names], {"comments": header.comments}
+        signal, names, header.frame_rate, [units.get(lead, "mV") for lead in names], {"comments": header.comments}
     )
