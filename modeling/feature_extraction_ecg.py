@@ -40,7 +40,7 @@ POLICIES = {
 }
 """The policies of `EcgFeatureExtractor`, the values each may have, its default first."""
 
-MILLIVOLTS = {"uV": 1e-3, "µV": 1e-3, "μV": 1e-3, "mV": 1.0, "V": 1e3}
+MILLIVOLTS = {"nV": 1e-6, "uV": 1e-3, "µV": 1e-3, "μV": 1e-3, "mV": 1.0, "V": 1e3}
 
 
 def bandpass_filter(
@@ -197,6 +197,12 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             if values is not None and len(values) != len(self.lead_names):
                 raise ValueError(f"{setting} has {len(values)} values for {len(self.lead_names)} leads")
 
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if "auto_map" in output:  # saving a processor writes its own entry here too, which would follow us elsewhere
+            output["auto_map"] = {name: path for name, path in output["auto_map"].items() if name == self._auto_class}
+        return output
+
     def __call__(
         self,
         ecg: Any,
@@ -213,7 +219,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
                 array (batch, leads, samples).
             sampling_rate: of arrays, in Hz: one for all or one each.
             lead_names: of arrays: one list for all or one each.
-            units: of arrays: `"uV"`, `"mV"` or `"V"`, one for all or one a lead; mV when not given.
+            units: of arrays: `"nV"`, `"uV"`, `"mV"` or `"V"`, one for all or one a lead; mV when not given.
             return_tensors: `"pt"`, or `"np"` (also the default).
 
         Returns:
@@ -268,7 +274,8 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         if _is_recording(ecg):
             items = [ecg]
         elif isinstance(ecg, list | tuple):
-            items = list(ecg) if any(_is_recording(item) or np.ndim(item) == 2 for item in ecg) else [ecg]
+            one = ecg and not any(_is_recording(item) or np.ndim(item) == 2 for item in ecg)
+            items = [ecg] if one else list(ecg)
         else:
             items = list(ecg) if np.ndim(ecg) == 3 else [ecg]
         if not items:

@@ -11,7 +11,7 @@ import numpy as np
 from .leads_ecg import LIMB_LEADS
 
 PLAUSIBLE_SCALE = (0.02, 20.0)
-"""Bounds in mV of a lead's 99th percentile of |x - median|: about 1 in an ECG, 1000 or 0.001 in uV or V taken for mV."""
+"""Bounds in mV of a lead's 99th percentile of |x - median|: about 1 in an ECG, 1000 or 0.001 when it is in uV or V."""
 
 MAX_FLAT_RANGE = 0.005
 """A lead that spans no more, in mV, is flat: one step of a coarse recorder, a tenth of the smallest QRS complex."""
