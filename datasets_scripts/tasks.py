@@ -8,9 +8,9 @@
     split = splits(rows, task)                  # (n,) "train", "validation", "test" or ""
     texts = prompts(task, language=("en", "de"))
 
-Tasks over ECG statements read a row's `scp_codes` (code -> likelihood), `statements` or `labels`, or one 0/1 column
-per class or statement; tasks over echo measurements read the columns of `MEASUREMENTS`.  Research use, not a medical
-device.
+Tasks over ECG statements read a row's `statements` or `scp_codes`, or 0/1 columns named after classes or statements
+(its own or in its `labels`); tasks over echo measurements read the columns of `MEASUREMENTS` (its own or in its
+`measurements`).  Research use, not a medical device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import csv
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from os import PathLike
@@ -139,34 +139,34 @@ CSN_STATEMENTS = {
 @dataclass(frozen=True)
 class Measurement:
     """One echo measurement: its unit here, the range outside which a value is taken for a slip, and the columns in
-    which the echo sets hold it, each with the factor that brings it to that unit."""
+    which the echo sets hold it, each with its unit there."""
 
-    unit: str
+    unit: Literal["%", "mm", "m/s"]
     plausible: tuple[float, float]
-    columns: Mapping[str, float]
+    columns: Mapping[str, str]
 
 
-# Columns of MUSIC's subject-info.csv (unit in the name) and of MIMIC-IV-ECHO 1.0's structured measurements (lengths
-# in cm, velocities in m/s).  Where a row holds several columns of one measurement (septum and posterior wall), the
-# largest counts.
+# Columns of MUSIC's subject-info.csv and of MIMIC-IV-ECHO 1.0's structured measurements.  Where a row holds several of
+# one measurement (septum and posterior wall), the largest counts.
 MEASUREMENTS = {
-    "lvef": Measurement("%", (5, 95), {"lvef": 1, "LVEF (%)": 1}),
-    "lv_diameter": Measurement("mm", (20, 110), {"lvedd": 10, "Left ventricle end-diastolic diameter (mm)": 1}),
+    "lvef": Measurement("%", (5, 95), {"lvef": "%", "LVEF (%)": "%"}),
+    "lv_diameter": Measurement("mm", (20, 110), {"lvedd": "cm", "Left ventricle end-diastolic diameter (mm)": "mm"}),
     "lv_wall": Measurement(
         "mm",
         (3, 40),
         {
-            "septal_thickness": 10,
-            "inf_lat_thickness": 10,
-            "Septal thickness (mm)": 1,
-            "Left ventricular posterior wall thickness (mm)": 1,
+            "septal_thickness": "cm",
+            "inf_lat_thickness": "cm",
+            "Septal thickness (mm)": "mm",
+            "Left ventricular posterior wall thickness (mm)": "mm",
         },
     ),
-    "la_diameter": Measurement("mm", (15, 100), {"la_dimen": 10, "Left atrial size (mm)": 1}),
-    "tapse": Measurement("mm", (2, 45), {"tapse": 10}),
-    "tr_velocity": Measurement("m/s", (0.5, 7), {"tr_velocity": 1}),
-    "av_velocity": Measurement("m/s", (0.3, 8), {"av_pk_vel": 1}),
+    "la_diameter": Measurement("mm", (15, 100), {"la_dimen": "cm", "Left atrial size (mm)": "mm"}),
+    "tapse": Measurement("mm", (2, 45), {"tapse": "cm"}),
+    "tr_velocity": Measurement("m/s", (0.5, 7), {"tr_velocity": "m/s"}),
+    "av_velocity": Measurement("m/s", (0.3, 8), {"av_pk_vel": "m/s"}),
 }
+_SCALES = {"%": {"%": 1.0}, "mm": {"mm": 1.0, "cm": 10.0}, "m/s": {"m/s": 1.0, "cm/s": 0.01}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,10 +321,10 @@ def labels(rows: Iterable[Row], task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stated_labels(row: Row, task: Task, record: str) -> list[float]:
-    stated = _statements(row) if task.kind == "statements" else set()
+    stated = _statements(row, record) if task.kind == "statements" else set()
     if stated:
         return [float(not stated.isdisjoint((*task.statements[name], name))) for name in task.classes]
-    columns = {**row, **row["labels"]} if isinstance(row.get("labels"), Mapping) else row
+    columns = {**row, **(row.get("labels") or {})}
     found = [_column_label(columns, task, name, record) for name in task.classes]
     missing = [name for name, label in zip(task.classes, found, strict=True) if label is None]
     if missing:
@@ -334,15 +334,16 @@ def _stated_labels(row: Row, task: Task, record: str) -> list[float]:
     return [label for label in found if label is not None]
 
 
-def _statements(row: Row) -> set[str]:
-    """What a row states: its `scp_codes` (a mapping or a list of {"code", "likelihood"}), `statements` or `labels`."""
+def _statements(row: Row, record: str) -> set[str]:
+    """What a row states: its `statements` (strings or {"code", "likelihood"}) or `scp_codes` (those, or a mapping)."""
     stated: set[str] = set()
-    for key in ("scp_codes", "statements", "labels"):
-        entries = row.get(key)
-        if isinstance(entries, Mapping):
-            if key == "scp_codes":  # Arrow fills the codes a record does not carry with None
-                stated.update(code for code, likelihood in entries.items() if likelihood is not None)
-        elif entries is not None:
+    for key in ("statements", "scp_codes"):
+        entries = row.get(key) or ()
+        if isinstance(entries, str):
+            raise ValueError(f"{record}: {key} is the text {entries[:50]!r}, not a list or mapping: parse it first")
+        if isinstance(entries, Mapping):  # Arrow fills the codes a record does not carry with None
+            stated.update(code for code, likelihood in entries.items() if likelihood is not None)
+        else:
             stated.update(entry if isinstance(entry, str) else entry["code"] for entry in entries)
     return stated
 
@@ -368,25 +369,39 @@ def _binary(value: Any, where: str) -> float:
 def _measured_label(row: Row, task: Task, record: str, slips: list[str]) -> float:
     """The label of a measurement task, NaN where it is unknown; values taken for slips are noted in `slips`."""
     measurement = MEASUREMENTS[task.measurement]
-    columns = {**row, **(row.get("measurements") or {})}
-    if not measurement.columns.keys() & columns.keys():
+    if "measurements" not in row and not measurement.columns.keys() & row.keys():
         raise ValueError(f"{record}: {task.name} needs one of the columns {', '.join(measurement.columns)}")
-    values = [
-        float(columns[column]) * factor
-        for column, factor in measurement.columns.items()
-        if columns.get(column) not in (None, "")
-    ]
-    value = max((value for value in values if not math.isnan(value)), default=math.nan)
     low, high = measurement.plausible
-    if not (math.isnan(value) or low <= value <= high):
-        unit = measurement.unit
-        slips.append(f"{record}: {task.measurement} = {value:g} {unit} is not within {low:g} to {high:g} {unit}")
-        return math.nan
-    if task.kind == "value" or math.isnan(value):
-        return value
+    values = []
+    for column, value, unit in _measured(row, measurement):
+        try:
+            values.append(float(value) * _SCALES[measurement.unit][unit])
+        except (ValueError, KeyError):
+            values.append(math.inf)
+        if not low <= values[-1] <= high:
+            slips.append(f"{record}: {column} = {value} {unit} is not within {low:g} to {high:g} {measurement.unit}")
+            return math.nan
+    if task.kind == "value" or not values:
+        return max(values, default=math.nan)
     male, female = task.limits
     limit = male if male == female else {"male": male, "female": female}.get(row.get("sex") or "", math.nan)
-    return math.nan if math.isnan(limit) else float(_RELATIONS[task.relation](value, limit))
+    return math.nan if math.isnan(limit) else float(_RELATIONS[task.relation](max(values), limit))
+
+
+def _measured(row: Row, measurement: Measurement) -> Iterator[tuple[str, Any, str]]:
+    """(column, value, unit) of what a row holds of a measurement: its own columns, or in `measurements`, a mapping or
+    a list of {"name", "value", "unit"} whose units go before those of `MEASUREMENTS`."""
+    nested = row.get("measurements") or {}
+    if not isinstance(nested, Mapping):
+        units = {entry["name"]: entry.get("unit") for entry in nested}
+        nested = {entry["name"]: entry["value"] for entry in nested}
+    else:
+        units = {}
+    columns = {**row, **nested}
+    for column, unit in measurement.columns.items():
+        value = columns.get(column)
+        if value is not None and value != "" and value == value:
+            yield column, value, units.get(column) or unit
 
 
 def splits(
@@ -419,7 +434,7 @@ def read_split_tables(**tables: str | PathLike[str]) -> dict[str, dict[str, Any]
     """Split tables as published with MERL and MELP, one CSV a split: `read_split_tables(train=..., test=...)`.
 
     A record's id is its `filename`, or the stem of its `ecg_path`; `diagnose` (CSN) holds its statements; classes are
-    0/1 columns.  Empty lines are skipped.
+    0/1 columns.  Empty lines are skipped (one of the published tables begins with one).
 
     Returns:
         record id -> row with `record_id`, `split`, `statements` (CSN) and the table's columns: `labels` takes these.
@@ -436,8 +451,10 @@ def read_split_tables(**tables: str | PathLike[str]) -> dict[str, dict[str, Any]
                 record_id = row.get("filename") or Path(row["ecg_path"]).stem
                 if record_id in rows:
                     raise ValueError(f"{path}: record {record_id} is already in split {rows[record_id]['split']}")
-                stated = {"statements": row["diagnose"].split(",")} if row.get("diagnose") else {}
-                rows[record_id] = {**row, **stated, "record_id": record_id, "split": split}
+                rows[record_id] = {**row, "record_id": record_id, "split": split}
+                rows[record_id].pop("scp_codes", None)  # empty in all of them
+                if row.get("diagnose"):
+                    rows[record_id]["statements"] = row["diagnose"].split(",")
     return rows
 
 
