@@ -1,0 +1,513 @@
+"""EchoingECG: Gaussian embeddings of ECGs, reports and echo studies (Gao et al., MICCAI 2025, arXiv 2509.25791).
+
+    12-lead ECG -> residual network -+-> mean: linear, GPO, unit norm
+                                     +-> log-variance: linear, GPO          ECG Gaussian  <-+
+                                                                                            |  PCME++: match logit
+    report -> BERT -> the same two heads                                    text Gaussian <-+  -a distance + b
+    echo frames -> frozen EchoCLIP -> mean and variance over the frames     echo Gaussian <-+
+
+For research use; not a medical device.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_echoing_ecg import EchoingEcgConfig
+from .losses_ecg import ProbabilisticMatchingLoss, gather_with_gradient, matched_by_id, pairwise_distance
+from .pooling_ecg import GeneralizedPooling
+
+
+def uncertainty(logvar: torch.Tensor) -> torch.Tensor:
+    """Total variance of Gaussians with log-variances (batch, projection_dim): (batch,), in float32 at least."""
+    return logvar.to(torch.promote_types(logvar.dtype, torch.float32)).exp().sum(-1)
+
+
+def study_gaussian(frame_embeds: torch.Tensor, eps: float = 1e-8) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Gaussian of an echo study: direction of the mean over its frames, log of the variance over its frames.
+
+    Args:
+        frame_embeds: (..., frames, dim), as the echo teacher gives them (unit norm).
+        eps: added to the variance, which is 0 for a single frame.
+
+    Returns:
+        mean (..., dim), unit norm (zero stays zero), and log-variance (..., dim).
+    """
+    mean = frame_embeds.mean(-2)
+    norm = mean.norm(dim=-1, keepdim=True)
+    return mean / torch.where(norm > 0, norm, 1.0), (frame_embeds.var(-2, correction=0) + eps).log()
+
+
+@dataclass
+class EchoingEcgEncoderOutput(ModelOutput):
+    """What the ECG tower says of a batch of recordings.
+
+    Args:
+        last_hidden_state: (batch, hidden_sizes[-1], time), the last stage.
+        pooler_output: (batch, projection_dim), the feature for linear probes: the same as `ecg_embeds`.
+        ecg_embeds: (batch, projection_dim), the mean, unit norm.
+        ecg_logvar: (batch, projection_dim), the log-variance.
+        hidden_states: the stem and every stage, (batch, channels, time) each.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    ecg_embeds: torch.FloatTensor | None = None
+    ecg_logvar: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+    @property
+    def uncertainty(self) -> torch.Tensor:
+        """(batch,), the total variance of each ECG: high for recordings that could mean many things."""
+        return uncertainty(self.ecg_logvar)
+
+
+@dataclass
+class EchoingEcgTextOutput(ModelOutput):
+    """What the text tower says of a batch of texts.
+
+    Args:
+        last_hidden_state: (batch, length, text hidden_size), BERT's states.
+        text_embeds: (batch, projection_dim), the mean, unit norm.
+        text_logvar: (batch, projection_dim), the log-variance.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    text_logvar: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    @property
+    def uncertainty(self) -> torch.Tensor:
+        """(batch,), the total variance of each text: prompts with a high one are worth dropping."""
+        return uncertainty(self.text_logvar)
+
+
+@dataclass
+class EchoingEcgOutput(ModelOutput):
+    """ECGs and what they are compared with, and the loss when it was asked for.
+
+    Args:
+        loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss; the parts are unweighted.
+        match_loss, pseudo_positive_loss, vib_loss: see `ProbabilisticMatchingLoss`.
+        logits_per_ecg: (ECGs, texts) or (ECGs, studies), -a distance + b; its sigmoid is the match probability.
+        logits_per_text: (texts, ECGs), the transpose; None when the ECGs were compared with echo studies.
+        ecg_embeds, text_embeds, echo_embeds: (batch, projection_dim), means, unit norm.
+        ecg_logvar, text_logvar, echo_logvar: (batch, projection_dim), log-variances.
+    """
+
+    loss: torch.FloatTensor | None = None
+    match_loss: torch.FloatTensor | None = None
+    pseudo_positive_loss: torch.FloatTensor | None = None
+    vib_loss: torch.FloatTensor | None = None
+    logits_per_ecg: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    ecg_embeds: torch.FloatTensor | None = None
+    ecg_logvar: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    text_logvar: torch.FloatTensor | None = None
+    echo_embeds: torch.FloatTensor | None = None
+    echo_logvar: torch.FloatTensor | None = None
+    ecg_model_output: EchoingEcgEncoderOutput | None = None
+    text_model_output: EchoingEcgTextOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+def _zero_padding(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch, channels, time), 0 where `mask` (batch, 1, time) is False: padding must not leak into a convolution."""
+    return hidden_states if mask is None else hidden_states.masked_fill(~mask, 0)
+
+
+class EchoingEcgBlock(GradientCheckpointingLayer):
+    """Basic residual block: two convolutions of 3 taps, and a shortcut of 1 tap where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv1d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm1d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != channels:
+            convolution = nn.Conv1d(in_channels, channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm1d(channels))
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, in_channels, time) -> (batch, channels, time / stride); `mask` is that of the result."""
+        residual = self.shortcut(hidden_states)
+        hidden_states = _zero_padding(F.relu(self.norm1(self.conv1(hidden_states))), mask)
+        hidden_states = self.norm2(self.conv2(hidden_states))
+        return _zero_padding(F.relu(hidden_states + residual), mask)
+
+
+class EchoingEcgStage(nn.Module):
+    """Residual blocks of one width; the first one strides."""
+
+    def __init__(self, in_channels: int, channels: int, depth: int, stride: int):
+        super().__init__()
+        self.blocks = nn.ModuleList([EchoingEcgBlock(in_channels, channels, stride)])
+        self.blocks.extend(EchoingEcgBlock(channels, channels, 1) for _ in range(depth - 1))
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states, mask)
+        return hidden_states
+
+
+class LogVarianceProjection(nn.Linear):
+    """Linear layer for log-variances: the total variance starts near 1, the squared length of the mean."""
+
+
+class GaussianHead(nn.Module):
+    """Sequence -> Gaussian: two linear projections of every step, each with its own generalised pooling."""
+
+    def __init__(self, hidden_size: int, projection_dim: int, pooling_size: int):
+        super().__init__()
+        self.mean_projection = nn.Linear(hidden_size, projection_dim)
+        self.mean_pooling = GeneralizedPooling(pooling_size)
+        self.logvar_projection = LogVarianceProjection(hidden_size, projection_dim)
+        self.logvar_pooling = GeneralizedPooling(pooling_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, time, hidden_size), mask (batch, time) -> unit mean and log-variance (batch, projection_dim)."""
+        mean = self.mean_pooling(self.mean_projection(hidden_states), mask)
+        logvar = self.logvar_pooling(self.logvar_projection(hidden_states), mask)
+        return mean / (mean.norm(dim=-1, keepdim=True) + 1e-8), logvar
+
+
+class EchoingEcgPreTrainedModel(PreTrainedModel):
+    config: EchoingEcgConfig
+    base_model_prefix = "echoing_ecg"
+    main_input_name = "input_values"
+    input_modalities = ("time",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EchoingEcgBlock", "BertLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # The losses are means already: Trainer must not divide them by the number of items once more.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv1d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.GRU):
+            for parameter in module.parameters():
+                init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
+        elif isinstance(module, LogVarianceProjection):
+            init.constant_(module.bias, -math.log(module.out_features))
+        elif isinstance(module, ProbabilisticMatchingLoss):
+            init.constant_(module.negative_scale, module.init_negative_scale)
+            init.constant_(module.shift, module.init_shift)
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for block in self.modules():
+            if isinstance(block, EchoingEcgBlock):
+                # A checkpointed block sees each batch twice: two updates of the running statistics with momentum m'
+                # equal one with m when (1 - m')^2 = 1 - m.
+                momentum = 1 - math.sqrt(1 - 0.1) if block.gradient_checkpointing else 0.1
+                for norm in block.modules():
+                    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                        norm.momentum = momentum
+
+
+class EchoingEcgEncoder(EchoingEcgPreTrainedModel):
+    """The ECG tower: a residual network and the two heads, (batch, leads, samples) -> Gaussian.
+
+    The published one takes 1,000 samples (10 s at 100 Hz), standardised per lead, and gives 63 time steps.
+    """
+
+    _can_record_outputs = {"hidden_states": EchoingEcgStage}
+
+    def __init__(self, config: EchoingEcgConfig):
+        super().__init__(config)
+        self.stem_conv = nn.Conv1d(config.num_leads, config.stem_size, 7, stride=2, padding=3, bias=False)
+        self.stem_norm = nn.BatchNorm1d(config.stem_size)
+        in_channels = [config.stem_size, *config.hidden_sizes[:-1]]
+        self.stages = nn.ModuleList(
+            EchoingEcgStage(*shape, stride=2 if index else 1)
+            for index, shape in enumerate(zip(in_channels, config.hidden_sizes, config.depths, strict=True))
+        )
+        self.head = GaussianHead(config.hidden_sizes[-1], config.projection_dim, config.pooling_size)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> EchoingEcgEncoderOutput:
+        """
+        Args:
+            input_values: (batch, leads, samples), as `EcgFeatureExtractor` gives them.
+            lead_mask: (batch, leads), 0 for a lead to leave out (it becomes zero).
+            sample_mask: (batch, samples), 0 for padding on the right, which then has no influence on the result.  (In
+                training mode the batch statistics still count the padded steps, as zeros.)
+
+        Raises:
+            ValueError: not (batch, leads, samples) with as many leads as the config says, or a recording without a
+                sample.
+        """
+        if input_values.ndim != 3 or input_values.shape[1] != self.config.num_leads:
+            raise ValueError(
+                f"input_values must be (batch, {self.config.num_leads} leads, samples), not {[*input_values.shape]}"
+            )
+        if lead_mask is not None:
+            input_values = input_values.masked_fill(lead_mask[..., None] == 0, 0)
+        mask = None if sample_mask is None else sample_mask[:, None].bool()  # (batch, 1, samples)
+        hidden_states = self.stem_conv(_zero_padding(input_values, mask))
+
+        # Each stride keeps the steps that are centred on every second one, and their mask.
+        mask = None if mask is None else mask[..., ::2]
+        hidden_states = _zero_padding(F.relu(self.stem_norm(hidden_states)), mask)  # (batch, stem_size, samples / 2)
+        for index, stage in enumerate(self.stages):
+            mask = mask[..., ::2] if mask is not None and index else mask
+            hidden_states = stage(hidden_states, mask)  # (batch, hidden_sizes[index], samples / 2 ** (index + 1))
+
+        mean, logvar = self.head(hidden_states.transpose(1, 2), None if mask is None else mask[:, 0])
+        return EchoingEcgEncoderOutput(
+            last_hidden_state=hidden_states, pooler_output=mean, ecg_embeds=mean, ecg_logvar=logvar
+        )
+
+
+class EchoingEcgTextEncoder(nn.Module):
+    """The text tower: BERT and the two heads over its token states."""
+
+    def __init__(self, config: EchoingEcgConfig):
+        super().__init__()
+        self.bert = BertModel._from_config(config.text_config, add_pooling_layer=False)
+        self.head = GaussianHead(config.text_config.hidden_size, config.projection_dim, config.pooling_size)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> EchoingEcgTextOutput:
+        outputs = self.bert(input_ids, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+        mean, logvar = self.head(outputs.last_hidden_state, attention_mask)
+        return EchoingEcgTextOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            text_embeds=mean,
+            text_logvar=logvar,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class EchoingEcgModel(EchoingEcgPreTrainedModel):
+    """Both towers: how well does an ECG match a text, or an echo study, and how sure are we of each.
+
+    ```python
+    >>> from transformers import AutoModel, AutoProcessor
+
+    >>> model = AutoModel.from_pretrained(folder)
+    >>> processor = AutoProcessor.from_pretrained(folder)
+    >>> inputs = processor(read_ecg("record"), text=["sinus rhythm", "atrial fibrillation"], return_tensors="pt")
+    >>> outputs = model(**inputs)
+    >>> outputs.logits_per_ecg.sigmoid()  # match probabilities
+    >>> outputs.ecg_model_output.uncertainty
+    ```
+    """
+
+    def __init__(self, config: EchoingEcgConfig):
+        super().__init__(config)
+        self.ecg_model = EchoingEcgEncoder(config)
+        self.text_model = EchoingEcgTextEncoder(config)
+        self.matching_loss = ProbabilisticMatchingLoss(
+            init_shift=config.init_shift,
+            init_negative_scale=config.init_negative_scale,
+            vib_beta=config.vib_beta,
+            smoothness=config.smoothness,
+            distance=config.distance,
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.bert.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.bert.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_ecg_features(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> EchoingEcgEncoderOutput:
+        """The ECG tower alone, see `EchoingEcgEncoder.forward`: `ecg_embeds`, `ecg_logvar` and `uncertainty`."""
+        return self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> EchoingEcgTextOutput:
+        """The text tower alone: `text_embeds`, `text_logvar` and `uncertainty`.
+
+        Args:
+            input_ids: (batch, length), `[CLS] tokens [SEP]` padded on the right, as `EcgProcessor` gives them.
+            attention_mask: (batch, length), 0 for padding.
+        """
+        return self.text_model(input_ids, attention_mask, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        echo_embeds: torch.Tensor | None = None,
+        echo_logvar: torch.Tensor | None = None,
+        matched: torch.Tensor | None = None,
+        return_loss: bool = False,
+        **kwargs,
+    ) -> EchoingEcgOutput:
+        """
+        Args:
+            input_values, lead_mask, sample_mask: ECGs, see `EchoingEcgEncoder.forward`.
+            input_ids, attention_mask: the texts to compare them with, see `get_text_features`; or
+            echo_embeds, echo_logvar: (studies, projection_dim), the Gaussians of echo studies (`study_gaussian`).
+            matched: (ECGs, texts or studies) of all processes, 1 where they belong together (`matched_by_id`).  By
+                default ECG i belongs with text i and every text equal to it, or with study i.
+            return_loss: compute the loss (PCME++), over the batches of all processes.
+
+        Raises:
+            ValueError: both texts and studies or neither, or `return_loss` with different numbers of ECGs and the
+                others, and no `matched`.
+        """
+        if (input_ids is None) == (echo_embeds is None):
+            raise ValueError(
+                "give either texts (input_ids) or echo studies (echo_embeds); for ECGs alone: get_ecg_features"
+            )
+        ecg = self.get_ecg_features(input_values, lead_mask, sample_mask, **kwargs)
+        text = None
+        if input_ids is not None:
+            text = self.get_text_features(input_ids, attention_mask, **kwargs)
+            other = text.text_embeds, text.text_logvar
+        else:
+            other = echo_embeds, echo_logvar
+        distances = pairwise_distance(ecg.ecg_embeds, ecg.ecg_logvar, *other, self.config.distance)
+        logits = self.matching_loss.shift - self.matching_loss.negative_scale * distances  # (ECGs, texts or studies)
+        output = EchoingEcgOutput(
+            logits_per_ecg=logits,
+            ecg_embeds=ecg.ecg_embeds,
+            ecg_logvar=ecg.ecg_logvar,
+            echo_embeds=echo_embeds,
+            echo_logvar=echo_logvar,
+            ecg_model_output=ecg,
+        )
+        if text is not None:
+            output.logits_per_text = logits.T
+            output.text_embeds, output.text_logvar = other
+            output.text_model_output = text
+        if return_loss:
+            if matched is None and len(input_values) != len(other[0]):
+                raise ValueError(
+                    f"return_loss pairs row i with row i, but there are {len(input_values)} ECGs and {len(other[0])} "
+                    f"{'texts' if text else 'studies'}: give matched"
+                )
+            if matched is None and input_ids is not None:
+                matched = _matched_by_text(input_ids, attention_mask)
+            loss = self.matching_loss(ecg.ecg_embeds, ecg.ecg_logvar, *other, matched)
+            output.loss = loss.loss
+            output.match_loss = loss.match_loss
+            output.pseudo_positive_loss = loss.pseudo_positive_loss
+            output.vib_loss = loss.vib_loss
+        return output
+
+
+def _matched_by_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(texts, texts) of all processes, True where the tokens are equal: a report seen twice is no false negative."""
+    tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, 0)
+    text_ids = gather_with_gradient(tokens).unique(dim=0, return_inverse=True)[1]
+    return matched_by_id(text_ids, gather=False)
+
+
+class EchoingEcgForSequenceClassification(EchoingEcgPreTrainedModel):
+    """The ECG tower and a linear head on its mean embedding: classes, labels that may be true together, or numbers.
+
+    With `config.freeze_encoder` only the head is trained (few-shot evaluation), and batch statistics stay as they are.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^matching_loss\."]
+
+    def __init__(self, config: EchoingEcgConfig):
+        super().__init__(config)
+        self.ecg_model = EchoingEcgEncoder(config)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.post_init()
+        self.train()
+
+    def train(self, mode: bool = True):
+        """Also called at the end of `from_pretrained`, which makes every parameter trainable."""
+        super().train(mode)
+        # The log-variance has no part in the logits; DDP waits for the gradient of every parameter that requires one.
+        self.ecg_model.head.logvar_projection.requires_grad_(False)
+        self.ecg_model.head.logvar_pooling.requires_grad_(False)
+        if self.config.freeze_encoder:
+            self.ecg_model.requires_grad_(False).eval()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_values, lead_mask, sample_mask: see `EchoingEcgEncoder.forward`.
+            labels: (batch,) class indices; (batch, num_labels) 0 or 1 each; or numbers, (batch,) or
+                (batch, num_labels).  What is not known, -100 among integers and NaN among floats, is not scored.
+        """
+        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        logits = self.classifier(outputs.pooler_output)  # (batch, num_labels)
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        known = ~labels.isnan() if labels.is_floating_point() else labels != -100
+        if not known.any():
+            return 0 * logits.sum()
+        if labels.ndim == 1 and self.config.num_labels > 1:  # class indices
+            return self.loss_function(labels[known], logits[known].float(), self.config)
+        return self.loss_function(labels[known].float(), logits.view_as(labels)[known].float(), self.config)
+
+
+EchoingEcgModel.register_for_auto_class("AutoModel")
+EchoingEcgForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = [
+    "EchoingEcgEncoder",
+    "EchoingEcgForSequenceClassification",
+    "EchoingEcgModel",
+    "EchoingEcgPreTrainedModel",
+    "study_gaussian",
+    "uncertainty",
+]
