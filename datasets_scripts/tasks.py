@@ -19,7 +19,7 @@ import csv
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from os import PathLike
@@ -141,7 +141,7 @@ class Measurement:
     """One echo measurement: its unit here, the range outside which a value is taken for a slip, and the columns in
     which the echo sets hold it, each with its unit there."""
 
-    unit: Literal["%", "mm", "m/s"]
+    unit: str
     plausible: tuple[float, float]
     columns: Mapping[str, str]
 
@@ -166,7 +166,7 @@ MEASUREMENTS = {
     "tr_velocity": Measurement("m/s", (0.5, 7), {"tr_velocity": "m/s"}),
     "av_velocity": Measurement("m/s", (0.3, 8), {"av_pk_vel": "m/s"}),
 }
-_SCALES = {"%": {"%": 1.0}, "mm": {"mm": 1.0, "cm": 10.0}, "m/s": {"m/s": 1.0, "cm/s": 0.01}}
+_SCALES = {"%": 1.0, "mm": 1.0, "cm": 10.0, "m/s": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,7 +354,8 @@ def _column_label(columns: Row, task: Task, name: str, record: str) -> float | N
     codes = (own,) if own in columns else task.statements.get(name, ())
     if not codes or any(code not in columns for code in codes):
         return None
-    return max(_binary(columns[code], f"{record}, column {code}") for code in codes)
+    found = [_binary(columns[code], f"{record}, column {code}") for code in codes]
+    return 1.0 if 1.0 in found else sum(found)  # 0, or NaN where one is unknown
 
 
 def _binary(value: Any, where: str) -> float:
@@ -373,10 +374,14 @@ def _measured_label(row: Row, task: Task, record: str, slips: list[str]) -> floa
         raise ValueError(f"{record}: {task.name} needs one of the columns {', '.join(measurement.columns)}")
     low, high = measurement.plausible
     values = []
-    for column, value, unit in _measured(row, measurement):
+    columns = {**row, **(row.get("measurements") or {})}
+    for column, unit in measurement.columns.items():
+        value = columns.get(column)
+        if value is None or value == "" or value != value:
+            continue
         try:
-            values.append(float(value) * _SCALES[measurement.unit][unit])
-        except (ValueError, KeyError):
+            values.append(float(value) * _SCALES[unit])
+        except ValueError:
             values.append(math.inf)
         if not low <= values[-1] <= high:
             slips.append(f"{record}: {column} = {value} {unit} is not within {low:g} to {high:g} {measurement.unit}")
@@ -386,22 +391,6 @@ def _measured_label(row: Row, task: Task, record: str, slips: list[str]) -> floa
     male, female = task.limits
     limit = male if male == female else {"male": male, "female": female}.get(row.get("sex") or "", math.nan)
     return math.nan if math.isnan(limit) else float(_RELATIONS[task.relation](max(values), limit))
-
-
-def _measured(row: Row, measurement: Measurement) -> Iterator[tuple[str, Any, str]]:
-    """(column, value, unit) of what a row holds of a measurement: its own columns, or in `measurements`, a mapping or
-    a list of {"name", "value", "unit"} whose units go before those of `MEASUREMENTS`."""
-    nested = row.get("measurements") or {}
-    if not isinstance(nested, Mapping):
-        units = {entry["name"]: entry.get("unit") for entry in nested}
-        nested = {entry["name"]: entry["value"] for entry in nested}
-    else:
-        units = {}
-    columns = {**row, **nested}
-    for column, unit in measurement.columns.items():
-        value = columns.get(column)
-        if value is not None and value != "" and value == value:
-            yield column, value, units.get(column) or unit
 
 
 def splits(

@@ -203,6 +203,12 @@ def test_unknown_labels_take_no_part():
     assert labels([{"statements": []}], TASKS["cpsc2018"])[1].tolist() == [False]
 
 
+def test_a_class_is_unknown_where_a_column_is_empty_and_no_other_sets_it():
+    columns = dict.fromkeys(ALL_STATEMENTS, 0) | {"NORM": 1}
+    rows = [columns | {"2AVB": None}, columns | {"2AVB": None, "3AVB": 1}]
+    assert labels(rows, TASKS["ptbxl_super"])[1].tolist() == [False, True]
+
+
 def test_no_rows():
     targets, takes_part = labels([], TASKS["ptbxl_super"])
     assert targets.shape == (0, 5) and takes_part.shape == (0,) and splits([], TASKS["ptbxl_super"]).shape == (0,)
@@ -321,11 +327,11 @@ def test_measurements_are_brought_to_one_unit():
     rows = [
         {"lvedd": 6.0, "sex": "male"},
         {"Left ventricle end-diastolic diameter (mm)": 60, "sex": "male"},
-        {"measurements": [{"name": "lvedd", "value": "60", "unit": "mm"}], "sex": "male"},
+        {"measurements": {"lvedd": "6.0"}, "sex": "male"},
         {"measurements": {"lvedd": 5.5}, "sex": "male"},
         {"measurements": {"lvedd": 5.5}, "sex": "female"},
         {"measurements": {"lvedd": 5.5}, "sex": None},
-        {"measurements": []},
+        {"measurements": None},
     ]
     targets, takes_part = labels(rows, TASKS["lv_dilated"])
     assert takes_part.tolist() == [True] * 5 + [False] * 2
@@ -334,8 +340,7 @@ def test_measurements_are_brought_to_one_unit():
     assert labels(walls, TASKS["lv_wall_thick"])[0][:, 0].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("row", [{"lvef": 0.3}, {"lvef": "moderate"}, {"measurements": [
-    {"name": "lvef", "value": 30, "unit": "mm"}]}])  # fmt: skip
+@pytest.mark.parametrize("row", [{"lvef": 0.3}, {"lvef": "moderate"}, {"measurements": {"lvef": 300}}])
 def test_a_slip_of_a_measurement_takes_no_part_and_is_told(row):
     with pytest.warns(UserWarning, match="1 rows take no part in lvef_below_40, the first: record 0: lvef = "):
         _, takes_part = labels([row], TASKS["lvef_below_40"])
