@@ -295,7 +295,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             finding = f"the recording is {duration:.2f} s long, shorter than min_duration={self.min_duration:g} s"
             report("short_recordings", finding, "Lower min_duration")
         leads = self._complete_leads(ecg, report)
-        flat = self._check_amplitudes(leads, ecg.sampling_rate, report)
+        flat = self._check_amplitudes(leads, ecg.sampling_rate, report) if leads else []
         rows = {
             row: leads[name]
             for row, name in enumerate(self.lead_names)

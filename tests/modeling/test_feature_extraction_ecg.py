@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
 from ecgformers.modeling.feature_extraction_ecg import (
     POLICIES,
     EcgFeatureExtractor,
@@ -19,9 +23,6 @@ from ecgformers.modeling.feature_extraction_ecg import (
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
 from ecgformers.modeling.quality_ecg import EcgQualityError, EcgQualityWarning, limb_lead_conflict, longest_run
 from ecgformers.modeling.reading_ecg import read_ecg
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 MELP_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
 MELP = {"lead_names": MELP_LEADS, "sampling_rate": 500, "num_samples": 5000, "normalization": "min_max"}
@@ -309,6 +310,15 @@ def test_gaps_are_bridged_up_to_the_limit_and_longer_ones_lose_the_lead():
         batch = extractor(change("aVF", slice(None), np.nan), 500, STANDARD_LEADS)
     np.testing.assert_allclose(batch["input_values"][0], make_ecg(), atol=1e-6)
     assert batch["lead_mask"].all()
+
+
+def test_a_recording_without_any_lead_of_the_model_is_refused_even_where_leads_may_be_missing():
+    extractor = EcgFeatureExtractor(missing_leads="zero_fill")
+    names = [f"EEG {i}" for i in range(12)]
+    with pytest.warns(EcgQualityWarning), pytest.raises(ValueError, match="no lead of the model carries a signal"):
+        extractor(make_ecg(), 500, names)
+    findings = extractor.check_ecg(make_ecg(), 500, names)
+    assert len(findings) == 14 and "usable are none" in findings[-2]
 
 
 def test_what_the_model_does_not_use_is_not_judged():
