@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -313,6 +313,23 @@ class MelpModel(MelpPreTrainedModel):
         return output
 
 
+class MelpCaptionEncoder(nn.Module):
+    """What `generate` runs once: (batch, leads, samples) -> caption tokens (batch, num_caption_queries, width)."""
+
+    def __init__(self, ecg_model: MelpEcgModel):
+        super().__init__()
+        self.ecg_model = ecg_model
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        return BaseModelOutput(self.ecg_model(input_values, lead_mask, sample_mask).caption_tokens)
+
+
 class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
     """Writes the report of an ECG: the text encoder's states of the words so far attend to the ECG's caption tokens.
 
@@ -325,7 +342,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        return self.melp.ecg_model
+        return MelpCaptionEncoder(self.melp.ecg_model)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.melp.get_input_embeddings()
@@ -347,7 +364,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
         sample_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: MelpEcgOutput | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         labels: torch.Tensor | None = None,
@@ -357,12 +374,13 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
         Args:
             input_values, lead_mask, sample_mask: see `MelpEcgModel.forward`.
             decoder_input_ids: (batch, length), the words so far, `[BOS]` first; taken from `labels` when missing.
-            encoder_outputs: the ECG tower's output, to spare its computation.
+            encoder_outputs: the caption tokens, to spare their computation.
             labels: (batch, length), the words to be written, `[SEP]` last; -100 is ignored.
         """
         config = self.config
         if encoder_outputs is None:
-            encoder_outputs = self.melp.ecg_model(input_values, lead_mask, sample_mask)
+            encoder_outputs = self.get_encoder()(input_values, lead_mask, sample_mask)
+        caption_tokens = encoder_outputs[0]  # (batch, caption queries, width)
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = F.pad(labels[:, :-1], (1, 0), value=config.decoder_start_token_id)
             decoder_input_ids = decoder_input_ids.masked_fill(decoder_input_ids == -100, config.pad_token_id)
@@ -381,7 +399,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
             use_cache=past_key_values is not None,
         ).last_hidden_state
         logits = self.melp.text_decoder(
-            states, encoder_outputs.caption_tokens, attention_mask=causal_mask, past_key_values=past_key_values
+            states, caption_tokens, attention_mask=causal_mask, past_key_values=past_key_values
         )
         loss = None
         if labels is not None:
@@ -392,7 +410,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             past_key_values=past_key_values,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_last_hidden_state=caption_tokens,
         )
 
 

@@ -1,0 +1,85 @@
+"""Tiny MELP models for tests: every part is there, no part is large."""
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
+
+WORDS = ("sinus", "rhythm", "atrial", "fibrillation", "normal", "ecg", "left", "axis", "deviation", "infarction", "no")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]"]
+    vocabulary = {word: index for index, word in enumerate([*special, ".", *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    names = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK", "BOS")}
+    return as_report_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names), max_length=31)
+
+
+def tiny_ecg_config(**kwargs) -> MelpEcgConfig:
+    sizes = {
+        "conv_dim": (8, 8, 12),
+        "conv_kernel": (5, 3, 2),
+        "conv_stride": (3, 2, 2),
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 4,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_caption_queries": 3,
+        "caption_dim": 24,
+        "num_beat_queries": 4,
+        "num_pooler_heads": 4,
+        "projection_dim": 16,
+        "num_codevectors_per_group": 6,
+        "codevector_dim": 8,
+        "num_negatives": 5,
+        "mask_time_length": 3,
+    }
+    return MelpEcgConfig(**(sizes | kwargs))
+
+
+def tiny_config(**kwargs) -> MelpConfig:
+    tokenizer = tiny_tokenizer()
+    sizes = {
+        "ecg_config": tiny_ecg_config(),
+        "text_config": {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 40,
+        },
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 32,
+        "projection_dim": 16,
+        "cls_position": 31,
+        "max_text_length": 31,
+        "num_frozen_text_layers": 1,
+    }
+    return MelpConfig(**(sizes | special_token_settings(tokenizer) | kwargs))
+
+
+def ecg_batch(batch: int = 3, leads: int = 12, samples: int = 240, seed: int = 0) -> torch.Tensor:
+    rng = np.random.RandomState(seed)
+    return torch.from_numpy(rng.randn(batch, leads, samples).cumsum(-1).astype(np.float32) / 10)
+
+
+def fill(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights that are the same wherever the test runs: a frozen NumPy stream for each name."""
+    with torch.no_grad():
+        for index, (name, tensor) in enumerate(sorted(model.state_dict().items())):
+            noise = np.random.RandomState(index).randn(*tensor.shape)
+            scale = noise / np.sqrt(max(1, np.prod(tensor.shape[1:]))) if tensor.ndim > 1 else 0.1 * noise
+            is_norm = tensor.ndim == 1 and name.endswith("weight")
+            if tensor.is_floating_point():
+                tensor.copy_(torch.from_numpy(np.asarray(scale + is_norm)))
+    return model.eval()
