@@ -20,19 +20,20 @@ def read_dicom(path: Path) -> RawEcg:
     from pydicom.filereader import read_file_meta_info
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    try:
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise EcgReadError(f"{path}: is compressed as a whole (deflate); convert it with dcmconv first")
-        dataset = pydicom.dcmread(path, specific_tags=["WaveformSequence"])
-        groups = list(dataset.get("WaveformSequence") or [])
-        if not groups:
-            raise EcgReadError(f"{path}: is a DICOM file without a waveform")
-        index = max(range(len(groups)), key=lambda i: _rank(groups[i]))
-        return _read_group(path, groups[index], "<" if dataset.original_encoding[1] else ">", index, len(groups))
-    except (EcgReadError, OSError):
-        raise
-    except Exception as error:  # pydicom meets damaged files with errors of many classes
-        raise EcgReadError(f"{path}: is not a readable DICOM waveform: {error!r}") from error
+    with path.open("rb") as file:
+        try:
+            if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                raise EcgReadError(f"{path}: is compressed as a whole (deflate); convert it with dcmconv first")
+            dataset = pydicom.dcmread(file, specific_tags=["WaveformSequence"])
+            groups = list(dataset.get("WaveformSequence") or [])
+            if not groups:
+                raise EcgReadError(f"{path}: is a DICOM file without a waveform")
+            index = max(range(len(groups)), key=lambda i: _rank(groups[i]))
+            return _read_group(path, groups[index], "<" if dataset.original_encoding[1] else ">", index, len(groups))
+        except EcgReadError:
+            raise
+        except Exception as error:  # pydicom meets damaged files with errors of many classes
+            raise EcgReadError(f"{path}: is not a readable DICOM waveform: {error!r}") from error
 
 
 def _rank(group: Any) -> tuple[bool, int, int]:
@@ -63,7 +64,9 @@ def _read_group(path: Path, group: Any, byte_order: str, index: int, groups: int
         if "ChannelSensitivity" not in channel or not channel.get("ChannelSensitivityUnitsSequence"):
             raise EcgReadError(f"{path}: lead {name} has no channel sensitivity, so its values have no unit")
         if abs(float(channel.get("ChannelSampleSkew") or 0)) >= 1:
-            raise EcgReadError(f"{path}: lead {name} is skewed by {channel.ChannelSampleSkew} samples; align it first")
+            raise EcgReadError(
+                f"{path}: lead {name} is skewed by {channel.ChannelSampleSkew:g} samples; align it first"
+            )
         scale = float(channel.ChannelSensitivity) * float(channel.get("ChannelSensitivityCorrectionFactor") or 1)
         row = values * scale + float(channel.get("ChannelBaseline") or 0)
         if "WaveformPaddingValue" in group:  # marks samples that were not measured

@@ -157,20 +157,24 @@ def _read_file(name: str, verify_checksum: bool) -> RawEcg:
 
 
 def _read_mat(path: Path) -> RawEcg:
-    try:
-        variables = {name: shape for name, shape, kind in scipy.io.whosmat(path, appendmat=False) if len(shape) == 2}
-        if "val" not in variables and len(variables) != 1:
-            raise EcgReadError(f"{path}: has no matrix 'val', but {sorted(variables)}; pass the right one as an array")
-        name = "val" if "val" in variables else next(iter(variables))
-        rows, columns = variables[name]
-        refuse_bomb(rows * columns * 8, path.stat().st_size, path)
-        return RawEcg(np.asarray(scipy.io.loadmat(path, appendmat=False, variable_names=[name])[name]))
-    except (EcgReadError, OSError):
-        raise
-    except NotImplementedError as error:
-        raise EcgReadError(f"{path}: is a MATLAB 7.3 file; read it with h5py and pass the array") from error
-    except Exception as error:  # scipy meets damaged files with errors of many classes
-        raise EcgReadError(f"{path}: is not a readable MATLAB file: {error!r}") from error
+    with path.open("rb") as file:
+        try:
+            shapes = {name: shape for name, shape, _ in scipy.io.whosmat(file) if len(shape) == 2 and shape != (1, 1)}
+            if "val" not in shapes and len(shapes) != 1:
+                raise EcgReadError(
+                    f"{path}: has no matrix 'val', but {sorted(shapes)}; pass the right one as an array"
+                )
+            name = "val" if "val" in shapes else next(iter(shapes))
+            rows, columns = shapes[name]
+            refuse_bomb(rows * columns * 8, path.stat().st_size, path)
+            file.seek(0)
+            return RawEcg(np.asarray(scipy.io.loadmat(file, variable_names=[name])[name]))
+        except EcgReadError:
+            raise
+        except NotImplementedError as error:
+            raise EcgReadError(f"{path}: is a MATLAB 7.3 file; read it with h5py and pass the array") from error
+        except Exception as error:  # scipy meets damaged files with errors of many classes
+            raise EcgReadError(f"{path}: is not a readable MATLAB file: {error!r}") from error
 
 
 def _read_numpy(path: Path) -> RawEcg:

@@ -102,10 +102,10 @@ def _parse_signal(path: Path, line: str) -> _Signal:
     form, gain, _, zero, initial, checksum, _, name = rest + [None] * (8 - len(rest))
     match = _FORMAT.fullmatch(form or "")
     if match is None or match[1] not in {*_BITS, "8", "0"}:
-        raise EcgReadError(f"{path}: unknown signal format {form!r} of lead {name or line!r}")
+        raise EcgReadError(f"{path}: unknown signal format {form!r} of lead {name or line}")
     calibration = _GAIN.fullmatch(gain or "0")
     if calibration is None:
-        raise EcgReadError(f"{path}: cannot read the gain {gain!r} of lead {name or line!r}")
+        raise EcgReadError(f"{path}: cannot read the gain {gain!r} of lead {name or line}")
     adc_zero = _integer(path, zero or "0")
     return _Signal(
         file=file,
@@ -204,7 +204,8 @@ def _read_samples(header: Path, path: Path, group: list[_Signal], frames: int) -
     available = max(path.stat().st_size - offset, 0)
     frames = frames or available * in_block // (block_bytes * frame)
     count = frames * frame
-    size = math.ceil(count * block_bytes / in_block)
+    size = -(-count * block_bytes // in_block)
+    size += size % 2 if form == "310" else 0  # made of 16-bit words
     if size > available or frames == 0:
         raise EcgReadError(
             f"{header}: {path.name} holds {available} bytes of signal, but {frames} samples of {len(group)} leads in "
