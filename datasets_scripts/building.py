@@ -78,6 +78,7 @@ class EcgBuilder(datasets.ArrowBasedBuilder):
     Attributes:
         leads, dtype: what every `signal` of it has.
         labels: names of the 0/1 columns of `labels`; measurements: names of the numbers in `measurements`.
+        extra: columns that this data set alone has.
         card: the file in `cards` that describes it.
         credentialed: for people who signed the publisher's agreement only; never pushed to a public repo unasked.
         physionet: its folder below physionet.org/files, from which `--download` fetches it; "" where it is not open.
@@ -89,6 +90,7 @@ class EcgBuilder(datasets.ArrowBasedBuilder):
     dtype = "int16"
     labels: tuple[str, ...] = ()
     measurements: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = {}
     card = ""
     credentialed = False
     physionet = ""
@@ -135,6 +137,7 @@ class EcgBuilder(datasets.ArrowBasedBuilder):
             features["labels"] = {name: datasets.Value("int8") for name in self.labels}
         if self.measurements:
             features["measurements"] = {name: datasets.Value("float32") for name in self.measurements}
+        features.update(self.extra)
         return datasets.DatasetInfo(features=features)
 
     def plan(self, folder: Path) -> "Plan":
@@ -389,18 +392,16 @@ def read_table(path: Path, columns: Iterable[str], delimiter: str = ",") -> Iter
         FileNotFoundError: it is not there.
         ValueError: it lacks one of `columns`.
     """
-    zipped = path.with_name(f"{path.name}.gz")
-    if path.exists():
-        stream = path.open(newline="", encoding="utf-8-sig", errors="replace")
-    elif zipped.exists():
-        stream = gzip.open(zipped, "rt", newline="", encoding="utf-8-sig", errors="replace")
-    else:
-        raise FileNotFoundError(f"{path} is missing.")
+    path, opener = (path, open) if path.exists() else (path.with_name(f"{path.name}.gz"), gzip.open)
+    if not path.exists():
+        raise FileNotFoundError(f"{path.with_suffix('')} is missing.")
+    stream = opener(path, "rt", newline="", encoding="utf-8-sig", errors="replace")
     reader = csv.DictReader(stream, delimiter=delimiter)
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    missing = [column for column in columns if column not in reader.fieldnames]
     if missing:
         stream.close()
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}")
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(reader.fieldnames)}")
 
     def lines() -> Iterator[dict[str, str]]:
         with stream:

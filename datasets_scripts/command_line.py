@@ -52,7 +52,9 @@ def parser(builder_class: type[EcgBuilder]) -> argparse.ArgumentParser:
     command.add_argument("--public", action="store_true", help="create a public repo, not a private one")
     if builder_class.credentialed:
         command.add_argument(
-            "--i-may-publish", action="store_true", help="the publisher's agreement lets me put this into a public repo"
+            "--i-may-publish",
+            action="store_true",
+            help="the publisher's agreement lets me put this into a public repo",
         )
     return top
 

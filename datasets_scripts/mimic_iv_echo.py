@@ -1,0 +1,167 @@
+"""MIMIC-IV-ECHO 1.0 with MIMIC-IV-ECG 1.0: ECGs, each with the echocardiogram of the same patient nearest in time.
+
+    python -m ecgformers.datasets_scripts.mimic_iv_echo build --data-dir mimic-iv-echo/1.0 \\
+        --ecg-dir mimic-iv-ecg/1.0 --output mimic_iv_echo [--window-hours 24]
+
+Source: Gow et al. (2026), https://doi.org/10.13026/nrjh-5r77, credentialed: whoever has signed its agreement may build
+it and must not publish it.  Files of release 1.0: `echo-study-list.csv` (DICOM studies and the `measurement_id` that
+belongs to each), `echo-record-list.csv` (`dicom_filepath` of every cine) and `structured-measurement.csv.gz` (one
+line a measurement).  An exam is a DICOM study, a set of measurements, or both.  An ECG without an exam within the
+window is left out.  Splits by patient: 80 % train, 10 % validation, 10 % test.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import List, Value
+from tqdm.auto import tqdm
+
+from ecgformers.datasets_scripts.building import EcgBuilder, LeftOut, read_table
+from ecgformers.datasets_scripts.command_line import main
+from ecgformers.datasets_scripts.digital_ecg import DigitalEcg, read_wfdb
+from ecgformers.datasets_scripts.mimic_iv_ecg import (
+    OBTAIN,
+    RECORD_COLUMNS,
+    MimicConfig,
+    Patient,
+    age_and_sex,
+    read_patients,
+)
+from ecgformers.datasets_scripts.rows import number, patient_split
+
+MEASUREMENTS = (
+    "lvef",
+    "biplane_lvef",
+    "lvef_3d",
+    "lvedd",
+    "septal_thickness",
+    "inf_lat_thickness",
+    "la_dimen",
+    "tapse",
+    "tr_velocity",
+    "av_pk_vel",
+    "av_mean_grad",
+    "av_area_continuity",
+)
+
+
+@dataclass
+class MimicIvEchoConfig(MimicConfig):
+    ecg_dir: str | None = field(default=None, metadata={"help": "folder of MIMIC-IV-ECG 1.0"})
+    window_hours: float = field(default=24.0, metadata={"help": "how far apart an ECG and its exam may be"})
+
+
+@dataclass
+class Exam:
+    """One echocardiogram."""
+
+    time: datetime
+    study_id: str | None = None
+    cine_paths: list[str] = field(default_factory=list)
+    measurements: dict[str, float] = field(default_factory=dict)
+
+
+class MimicIvEcho(EcgBuilder):
+    BUILDER_CONFIG_CLASS = MimicIvEchoConfig
+    card = "mimic_iv_echo"
+    measurements = MEASUREMENTS
+    credentialed = True
+    extra = {
+        "echo_study_id": Value("string"),  # of the DICOM study; null where only measurements are published
+        "echo_hours": Value("float32"),  # from the ECG to the exam, negative where the exam came first
+        "cine_paths": List(Value("string")),  # DICOM files, relative to the folder of the source
+    }
+    obtain = (
+        "Sign the agreement of https://physionet.org/content/mimic-iv-echo/1.0 and put echo-study-list.csv, "
+        "echo-record-list.csv and structured-measurement.csv.gz there (the DICOM files stay where they are)."
+    )
+
+    @property
+    def ecg_folder(self) -> Path:
+        if self.config.ecg_dir is None:
+            raise ValueError(f"ecg_dir is not given: the folder of MIMIC-IV-ECG.  {OBTAIN}")
+        return Path(self.config.ecg_dir)
+
+    @cached_property
+    def patients(self) -> dict[str, Patient]:
+        return read_patients(self.config.patients)
+
+    @cached_property
+    def exams(self) -> dict[str, list[Exam]]:
+        """The echocardiograms of every patient."""
+        exams: dict[str, list[Exam]] = defaultdict(list)
+        by_study: dict[str, Exam] = {}
+        by_measurement: dict[str, Exam] = {}
+        for line in self.table("echo-study-list.csv", ("subject_id", "study_id", "study_datetime", "measurement_id")):
+            exam = Exam(datetime.fromisoformat(line["study_datetime"]), line["study_id"])
+            exams[line["subject_id"]].append(exam)
+            by_study[exam.study_id] = exam
+            if line["measurement_id"]:
+                by_measurement[line["measurement_id"]] = exam
+        for line in self.table("echo-record-list.csv", ("study_id", "dicom_filepath")):
+            by_study[line["study_id"]].cine_paths.append(line["dicom_filepath"])
+        columns = ("subject_id", "measurement_id", "measurement_datetime", "measurement", "result")
+        name = "structured-measurement.csv"  # as shipped; its documentation spells it with an underscore
+        lines = self.table(name if any(self.folder.glob(f"{name}*")) else "structured_measurement.csv", columns)
+        for line in tqdm(lines, desc="Reading the measurements", unit=" lines", delay=1):
+            exam = by_measurement.get(line["measurement_id"])
+            if exam is None:
+                exam = by_measurement[line["measurement_id"]] = Exam(
+                    datetime.fromisoformat(line["measurement_datetime"])
+                )
+                exams[line["subject_id"]].append(exam)
+            if line["measurement"] in MEASUREMENTS:
+                value = _value(line["result"])
+                if value is not None:
+                    exam.measurements[line["measurement"]] = value
+        if not any(exam.measurements for exam in by_measurement.values()):
+            raise ValueError(f"structured-measurement.csv has none of the measurements {', '.join(MEASUREMENTS)}")
+        return exams
+
+    def entries(self) -> Iterator[dict[str, str]]:
+        try:
+            return read_table(self.ecg_folder / "record_list.csv", RECORD_COLUMNS)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}  {OBTAIN}") from None
+
+    def row(self, entry: dict[str, str]) -> dict[str, Any]:
+        subject, time = entry["subject_id"], datetime.fromisoformat(entry["ecg_time"])
+        hours = [((exam.time - time).total_seconds() / 3600, exam) for exam in self.exams.get(subject, ())]
+        hours_to_exam, exam = min(
+            hours, key=lambda pair: (abs(pair[0]), not pair[1].cine_paths), default=(math.inf, None)
+        )
+        if exam is None or abs(hours_to_exam) > self.config.window_hours:
+            raise LeftOut(f"no echocardiogram within {self.config.window_hours:g} hours")
+        return {
+            "record_id": entry["study_id"],
+            "patient_id": subject,
+            **age_and_sex(self.patients, subject, entry["ecg_time"]),
+            "measurements": {name: exam.measurements.get(name) for name in MEASUREMENTS},
+            "echo_study_id": exam.study_id,
+            "echo_hours": hours_to_exam,
+            "cine_paths": exam.cine_paths,
+            "split": patient_split(subject, validation=0.1, test=0.1),
+            "source": entry["path"],
+            "path": entry["path"],
+        }
+
+    def read(self, row: Mapping[str, Any]) -> DigitalEcg:
+        return read_wfdb(self.ecg_folder / row["path"])
+
+
+def _value(result: str) -> float | None:
+    """The number a result is; None for words, ranges and bounds such as ">75"."""
+    try:
+        return number(result)
+    except ValueError:
+        return None
+
+
+if __name__ == "__main__":
+    main(MimicIvEcho)
