@@ -2,15 +2,19 @@
 
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
 )
 
 from .configuration_melp import MelpConfig, MelpEcgConfig
+from .feature_extraction_ecg import EcgFeatureExtractor
 from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
+from .processing_ecg import EcgProcessor
 
 _MODELS = {
     MelpConfig: {
@@ -27,5 +31,7 @@ _MODELS = {
 
 for config_class, models in _MODELS.items():
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoFeatureExtractor.register(config_class, EcgFeatureExtractor, exist_ok=True)
+    AutoProcessor.register(config_class, EcgProcessor, exist_ok=True)
     for auto_class, model_class in models.items():
         auto_class.register(config_class, model_class, exist_ok=True)

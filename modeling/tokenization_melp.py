@@ -5,19 +5,27 @@ from transformers import PreTrainedTokenizerFast
 
 
 def as_report_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int = 127) -> PreTrainedTokenizerFast:
-    """Make a BERT-like fast tokenizer write `[BOS] report [SEP]`, padded on the right; adds `[BOS]` when it has none.
+    """A tokenizer that writes `[BOS] report [SEP]`, padded on the right, from a BERT-like one (adds `[BOS]`).
 
     The `[CLS]` that closes MELP's sequence is the model's affair: its place must not depend on padding.
     """
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": "[BOS]"})
     bos, sep = tokenizer.bos_token, tokenizer.sep_token
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
         single=f"{bos} $A {sep}", special_tokens=[(bos, tokenizer.bos_token_id), (sep, tokenizer.sep_token_id)]
     )
-    tokenizer.padding_side = "right"
-    tokenizer.model_max_length = max_length
-    return tokenizer
+    # A class of its own, such as BertTokenizer, would put back its own template when it is loaded.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="right",
+        model_max_length=max_length,
+        **{
+            f"{name}_token": getattr(tokenizer, f"{name}_token")
+            for name in ("pad", "unk", "cls", "sep", "mask", "bos")
+        },
+    )
 
 
 def special_token_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

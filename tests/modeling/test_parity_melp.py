@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSpeechSeq2Seq
+from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSpeechSeq2Seq, AutoProcessor, BertTokenizer
 
 from ecgformers.modeling.convert_melp_checkpoint import main as convert_melp
 from ecgformers.modeling.losses_ecg import beat_alignment_loss
@@ -19,14 +19,6 @@ ACTIVATION = {"atol": 2e-4, "rtol": 0}
 UNIT_NORM = {"atol": 5e-6, "rtol": 0}
 RELATIVE = {"atol": 1e-6, "rtol": 1e-4}
 close = torch.testing.assert_close
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    """Full-size models: use what the machine has, then leave it as the other tests have it."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def reference_weights(parity_dir: Path, fixture: str) -> dict[str, torch.Tensor]:
@@ -50,13 +42,13 @@ def test_ecg_tower(parity_dir, tmp_path, fixture):
     with torch.no_grad():
         output = model(io["ecg"], output_hidden_states=True)
     close(output.last_hidden_state[0], io["x_sample0"], **ACTIVATION)
-    close(output.last_hidden_state[1:, :, :64], io["x_rest_dim0_64"], **ACTIVATION)
     close(output.beat_embeds, io["pooled_beat"], **ACTIVATION)
     close(output.beat_embeds.mean(1), io["pooled"], **ACTIVATION)
     close(output.pooler_output, io["ext_ecg_emb"], **ACTIVATION)
     close(output.caption_tokens[0], io["tokens_sample0"], **ACTIVATION)
     if fixture != "melp_encoder_q14":
         return
+    close(output.last_hidden_state[1:, :, :64], io["x_rest_dim0_64"], **ACTIVATION)
     close(output.ecg_embeds, io["proj_ecg_emb_normalized"], **UNIT_NORM)
     close(output.caption_tokens[1:, :16], io["tokens_rest_q0_16"], **ACTIVATION)
     close(output.hidden_states[0][..., :8], io["stage/encoder_layer_norm"], **ACTIVATION)
@@ -91,11 +83,15 @@ def test_ecg_tower(parity_dir, tmp_path, fixture):
 
 @pytest.fixture(scope="module")
 def full_model_dir(parity_dir, tmp_path_factory) -> Path:
-    """A full Lightning checkpoint, converted."""
+    """A full Lightning checkpoint and its tokenizer, converted."""
     folder = tmp_path_factory.mktemp("melp")
+    words = (parity_dir / "tools" / "vocab_small.txt").read_text().split("\n")[:-1]
+    words += [f"[unused{i}]" for i in range(30522 - len(words))]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder / "tokenizer")
     checkpoint = folder / "epoch.ckpt"
     torch.save({"state_dict": reference_weights(parity_dir, "melp_full"), "epoch": 3}, checkpoint)
-    convert_melp(["--checkpoint", str(checkpoint), "--output", str(folder / "converted")])
+    arguments = ["--checkpoint", checkpoint, "--tokenizer", folder / "tokenizer", "--output", folder / "converted"]
+    convert_melp([str(argument) for argument in arguments])
     checkpoint.unlink()
     return folder / "converted"
 
@@ -155,6 +151,20 @@ def test_full_model(parity_dir, full_model_dir):
             expected = io[f"a/grad/{name}"]
             atol = 1e-4 * expected.abs().max().item()
             close(gradient, expected, atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_zero_shot_from_texts(parity_dir, full_model_dir):
+    io = measured(parity_dir, "melp_full")
+    texts = ["Sinus rhythm. Normal ECG.", "atrial fibrillation with rapid ventricular response. left axis deviation"]
+    texts.append("Rate 0.5 mV. qrs")
+    inputs = AutoProcessor.from_pretrained(full_model_dir)(text=texts, padding="max_length")
+    assert torch.equal(inputs.input_ids, io["strings/input_ids_lowered"])
+    model = AutoModel.from_pretrained(full_model_dir)
+    with torch.no_grad():
+        classes = model.get_text_features(inputs.input_ids, inputs.attention_mask).text_embeds
+        ecgs = model.get_ecg_features(io["ecg"]).ecg_embeds
+    close(classes.T, io["strings/zeroshot_weights"], **UNIT_NORM)
+    close(ecgs @ classes.T, io["strings/zeroshot_logits"], **UNIT_NORM)
 
 
 def test_report_generation(parity_dir, full_model_dir):
