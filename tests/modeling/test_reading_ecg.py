@@ -25,7 +25,7 @@ from ecgformers.modeling.record_ecg import EcgReadError, EcgRecord
 RATE = 500
 SIGNAL = np.random.default_rng(0).normal(scale=0.4, size=(12, 1000)).round(3)
 DIGITAL = (SIGNAL * 1000).round().astype("<i2")
-DICOM_ECG = get_testdata_file("waveform_ecg.dcm")
+DICOM_ECG = str(get_testdata_file("waveform_ecg.dcm"))
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # of pandas, in wfdb
 fresh_folder = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -77,7 +77,14 @@ def watched(allowed: Path, seconds: float = 1.0):
 
 
 _watchers: list[list] = []
-sys.addaudithook(lambda event, args: [events.append((event, args)) for events in _watchers])
+
+
+def _note(event: str, args: tuple) -> None:
+    for events in _watchers:
+        events.append((event, args))
+
+
+sys.addaudithook(_note)
 
 
 # ---- what is read, and that it is right
