@@ -21,7 +21,7 @@ JOBLIB_ARRAY = "joblib.numpy_pickle.NumpyArrayWrapper"
 RECONSTRUCT, FROM_BUFFER = "numpy._core.multiarray._reconstruct", "numpy._core.numeric._frombuffer"
 DTYPE = "numpy.dtype"
 KNOWN_NAMES = {SCALER, JOBLIB_ARRAY, RECONSTRUCT, FROM_BUFFER, DTYPE, "numpy.ndarray", "numpy._core.multiarray.scalar"}
-MAX_BYTES = 1 << 20  # a scaler of twelve leads takes about one kilobyte
+MAX_BYTES = 1 << 20  # once unpacked; a scaler of twelve leads takes about one kilobyte
 
 
 def read_standard_scaler(path: str | Path) -> tuple[list[float], list[float]]:
@@ -157,7 +157,7 @@ def _dtype(value: Any) -> np.dtype:
 
 
 def _decompress(data: bytes) -> bytes:
-    """At most `MAX_BYTES` of `data`, unpacked if joblib has compressed it with a module of the standard library."""
+    """`data`, unpacked if joblib has compressed it with a module of the standard library."""
     decompressors = {
         b"x": zlib.decompressobj,
         b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),  # gzip
@@ -165,7 +165,11 @@ def _decompress(data: bytes) -> bytes:
         b"\xfd7zXZ": lzma.LZMADecompressor,
         b"]\x00": lzma.LZMADecompressor,
     }
-    for magic, decompressor in decompressors.items():
+    for magic, make_decompressor in decompressors.items():
         if data.startswith(magic):
-            return decompressor().decompress(data, MAX_BYTES)
-    return data[:MAX_BYTES]
+            decompressor = make_decompressor()
+            data = decompressor.decompress(data, MAX_BYTES)
+            if not decompressor.eof:
+                raise ValueError(f"it ends too early, or holds more than {MAX_BYTES} bytes")
+            return data
+    return data

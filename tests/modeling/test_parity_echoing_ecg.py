@@ -9,10 +9,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from ecgformers.modeling.convert_echoing_ecg_checkpoint import main as convert
 from ecgformers.modeling.losses_ecg import pairwise_distance
-from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel, study_gaussian
+from ecgformers.modeling.modeling_echoing_ecg import study_gaussian
 from ecgformers.modeling.pooling_ecg import GeneralizedPooling
 
 ACTIVATION, UNIT_NORM, LOG_VARIANCE = 2e-4, 5e-6, 1e-5
@@ -44,7 +45,7 @@ def model(parity_dir, tmp_path_factory):
     torch.save(reference_checkpoint(parity_dir, "echoingecg_full"), folder / "echoingecg.pt")
     convert(["--checkpoint", str(folder / "echoingecg.pt"), "--output", str(folder / "converted"), "--no-scaler"])
     (folder / "echoingecg.pt").unlink()
-    model = EchoingEcgModel.from_pretrained(folder / "converted")
+    model = AutoModel.from_pretrained(folder / "converted")
     (folder / "converted" / "model.safetensors").unlink()
     return model
 
