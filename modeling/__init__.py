@@ -10,13 +10,19 @@ from transformers import (
     AutoProcessor,
 )
 
+from .configuration_echoing_ecg import EchoingEcgConfig
 from .configuration_melp import MelpConfig, MelpEcgConfig
 from .feature_extraction_ecg import EcgFeatureExtractor
+from .modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
 from .processing_ecg import EcgProcessor
 
 _MODELS = {
+    EchoingEcgConfig: {
+        AutoModel: EchoingEcgModel,
+        AutoModelForSequenceClassification: EchoingEcgForSequenceClassification,
+    },
     MelpConfig: {
         AutoModel: MelpModel,
         AutoModelForSequenceClassification: MelpForSequenceClassification,
