@@ -16,12 +16,12 @@ def read_dicom(path: Path) -> RawEcg:
 
     `metadata` says which group was taken of how many.  Nothing of the patient's data is kept.
     """
-    import pydicom
-    from pydicom.filereader import read_file_meta_info
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-
     with path.open("rb") as file:
-        try:
+        try:  # transformers takes an import outside a try block for a requirement of every model on the Hub
+            import pydicom
+            from pydicom.filereader import read_file_meta_info
+            from pydicom.uid import DeflatedExplicitVRLittleEndian
+
             if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
                 raise EcgReadError(f"{path}: is compressed as a whole (deflate); convert it with dcmconv first")
             dataset = pydicom.dcmread(file, specific_tags=["WaveformSequence"])
@@ -30,7 +30,7 @@ def read_dicom(path: Path) -> RawEcg:
                 raise EcgReadError(f"{path}: is a DICOM file without a waveform")
             index = max(range(len(groups)), key=lambda i: _rank(groups[i]))
             return _read_group(path, groups[index], "<" if dataset.original_encoding[1] else ">", index, len(groups))
-        except EcgReadError:
+        except (EcgReadError, ImportError):
             raise
         except Exception as error:  # pydicom meets damaged files with errors of many classes
             raise EcgReadError(f"{path}: is not a readable DICOM waveform: {error!r}") from error

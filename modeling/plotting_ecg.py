@@ -1,7 +1,7 @@
 """An ECG on ECG paper, to scale.  Research use only, not a medical device."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def plot_ecg(
     axes = figure.add_axes(place, xlim=(0, paper[0]), ylim=(0, paper[1]))  # 1 unit = 1 mm of paper
     axes.set_axis_off()
     for colour, spacing, points in GRID:
-        style = {"colors": colour, "linewidths": points, "zorder": 0, "clip_on": False}
+        style: dict[str, Any] = {"colors": colour, "linewidths": points, "zorder": 0, "clip_on": False}
         axes.vlines(np.arange(0, paper[0] + 0.5, spacing), 0, paper[1], **style)
         axes.hlines(np.arange(0, paper[1] + 0.5, spacing), 0, paper[0], **style)
     for i, row in enumerate(rows):
@@ -80,7 +80,7 @@ def plot_ecg(
     facts = [f"{start:g} to {start + shown:g} s of {record.duration:g} s", f"{record.sampling_rate:g} Hz"]
     facts += [] if heart_rate is None else [f"{heart_rate:.0f} beats/min"]
     heading = " ".join((Path(record.source).name if title is None else title).split())[:100]
-    text = {"color": INK, "parse_math": False, "va": "center"}
+    text: dict[str, Any] = {"color": INK, "parse_math": False, "va": "center"}
     axes.text(0, paper[1] + 13, heading, fontsize=13, fontweight="bold", **text)
     axes.text(0, paper[1] + 6, "     ".join(facts), fontsize=9, **text)
     axes.text(0, -6, "25 mm/s     10 mm/mV     unfiltered, each lead centred on its median", fontsize=8, **text)

@@ -241,9 +241,9 @@ def _decode(form: str, data: np.ndarray, count: int) -> np.ndarray:
 
 
 def _read_flac(path: Path, form: str, offset: int, leads: int, samples: int) -> np.ndarray:
-    import soundfile
+    try:  # transformers takes an import outside a try block for a requirement of every model on the Hub
+        import soundfile
 
-    try:
         with soundfile.SoundFile(path) as file:
             bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[file.subtype]
             samples = samples or file.frames - offset
@@ -254,7 +254,7 @@ def _read_flac(path: Path, form: str, offset: int, leads: int, samples: int) -> 
             refuse_bomb(samples * leads * 8, path.stat().st_size, path)
             file.seek(offset)
             values = file.read(samples, dtype="int32", always_2d=True).T >> (32 - bits)
-    except (KeyError, soundfile.SoundFileError) as error:
+    except (KeyError, RuntimeError) as error:
         raise EcgReadError(f"{path}: is not a readable FLAC file: {error}") from error
     if values.shape[1] != samples:
         raise EcgReadError(f"{path}: ends after {values.shape[1]} of {samples} samples")

@@ -37,7 +37,7 @@ def test_other_leads_are_refused_by_name(name):
     assert repr(name) in str(error.value)
 
 
-@pytest.mark.parametrize("given", itertools.combinations(LIMB_LEADS, 2))
+@pytest.mark.parametrize("given", list(itertools.combinations(LIMB_LEADS, 2)))
 def test_any_two_limb_leads_give_the_other_four(given):
     right_arm, left_arm, left_leg = np.random.default_rng(0).normal(size=(3, 50))  # electrode potentials
     centre = (right_arm + left_arm + left_leg) / 3

@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pydicom.data import get_testdata_file
+from transformers.dynamic_module_utils import get_imports
 
+from ecgformers.modeling import dicom_ecg, reading_ecg, wfdb_ecg
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
 from ecgformers.modeling.reading_ecg import read_ecg
 from ecgformers.modeling.record_ecg import EcgReadError, EcgRecord
@@ -524,10 +526,10 @@ REFUSED = {
     "dicom without waveform": (dicom_case(drop_waveform), r"rec\.dcm: is a DICOM file without a waveform"),
     "dicom cut in the data": (lambda folder: damaged_dicom(folder, 150_000), r"rec\.dcm: is not a readable DICOM"),
     "dicom cut in the header": (lambda folder: damaged_dicom(folder, 1200), r"rec\.dcm: is "),
-    "dicom of noise": (lambda folder: damaged_dicom(folder, 400, os.urandom(5000)), r"rec\.dcm: is "),
+    "dicom of noise": (lambda folder: damaged_dicom(folder, 400, np.random.default_rng(0).bytes(5000)), r"rec\.dcm: is "),
     "deflated dicom": (deflated, r"rec\.dcm: is compressed as a whole"),
     "deflated noise": (
-        lambda folder: write_bytes(deflated(folder), deflated(folder).read_bytes()[:600] + os.urandom(999)),
+        lambda folder: write_bytes(deflated(folder), deflated(folder).read_bytes()[:600] + np.random.default_rng(0).bytes(999)),
         r"rec\.dcm: is compressed as a whole",
     ),
     "text as dicom": (file_case("rec.dcm", b"not a DICOM file" * 50), r"rec\.dcm: is not a readable DICOM"),
@@ -682,3 +684,14 @@ def test_code15_files_need_a_description(code15_dir):
         read_ecg(path)
     record = read_ecg(path, lead_names=STANDARD_LEADS, sampling_rate=400)
     np.testing.assert_array_equal(record.signal, scipy.io.loadmat(path)["feats"])
+
+
+# ---- as part of a model's code on the Hub
+
+
+def test_optional_readers_are_no_requirement_of_a_hub_repo(monkeypatch):
+    for module in (wfdb_ecg, dicom_ecg, reading_ecg):
+        assert not {"pydicom", "soundfile", "wfdb"} & set(get_imports(module.__file__))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ImportError, match="pydicom"):
+        read_ecg(DICOM_ECG)
