@@ -171,7 +171,7 @@ def cmsc_loss(
     if gather:
         embeds_a, embeds_b = gather_with_gradient(embeds_a), gather_with_gradient(embeds_b)
     logits = logit_scale * F.normalize(embeds_a, dim=-1) @ F.normalize(embeds_b, dim=-1).T
-    return _symmetric_cross_entropy(logits, matched / matched.sum(-1, keepdim=True))
+    return _symmetric_cross_entropy(logits, F.normalize(matched.to(logits), p=1.0, dim=-1))
 
 
 @_in_full_precision
@@ -235,7 +235,7 @@ def beat_similarity(
     cosines = (attention * products).sum(1) / norms.clamp(min=1e-8)  # (ecgs, reports * sentences)
     exponents = (sentence_temperature * cosines).unflatten(-1, (reports, sentences))
     similarity = exponents.masked_fill(~sentence_mask, -torch.inf).logsumexp(-1)
-    return similarity if aggregation == "sum" else similarity - sentence_mask.sum(-1).log()
+    return similarity if aggregation == "sum" else similarity - sentence_mask.sum(-1).to(similarity).log()
 
 
 @_in_full_precision

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from ecgformers.modeling.losses_ecg import (
     ProbabilisticMatchingLoss,
     beat_alignment_loss,
@@ -16,8 +19,6 @@ from ecgformers.modeling.losses_ecg import (
     masked_contrastive_logits,
     pairwise_distance,
 )
-from safetensors.torch import load_file
-from torch import Tensor
 
 
 def load(parity_dir: Path, fixture: str) -> dict[str, Tensor]:
