@@ -460,6 +460,7 @@ def spoil(group, dataset):
 
 
 FLAT = np.zeros((12, 10))
+NOISE = np.random.default_rng(0).bytes(5000)
 REFUSED = {
     # WFDB: nothing but the record's own folder
     "url": (lambda folder: "s3://bucket/rec", r"s3://bucket/rec: is not a local file"),
@@ -526,10 +527,10 @@ REFUSED = {
     "dicom without waveform": (dicom_case(drop_waveform), r"rec\.dcm: is a DICOM file without a waveform"),
     "dicom cut in the data": (lambda folder: damaged_dicom(folder, 150_000), r"rec\.dcm: is not a readable DICOM"),
     "dicom cut in the header": (lambda folder: damaged_dicom(folder, 1200), r"rec\.dcm: is "),
-    "dicom of noise": (lambda folder: damaged_dicom(folder, 400, np.random.default_rng(0).bytes(5000)), r"rec\.dcm: is "),
+    "dicom of noise": (lambda folder: damaged_dicom(folder, 400, NOISE), r"rec\.dcm: is "),
     "deflated dicom": (deflated, r"rec\.dcm: is compressed as a whole"),
     "deflated noise": (
-        lambda folder: write_bytes(deflated(folder), deflated(folder).read_bytes()[:600] + np.random.default_rng(0).bytes(999)),
+        lambda folder: write_bytes(deflated(folder), deflated(folder).read_bytes()[:600] + NOISE),
         r"rec\.dcm: is compressed as a whole",
     ),
     "text as dicom": (file_case("rec.dcm", b"not a DICOM file" * 50), r"rec\.dcm: is not a readable DICOM"),
