@@ -175,13 +175,13 @@ def main(arguments: list[str] | None = None):
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
 
     model, dropped = convert(_load(args.checkpoint), args.text_heads)
-    config = model.config
+    config, text_config = model.config, model.text_model.bert.config
     if feature_extractor is not None and config.num_leads != len(STANDARD_LEADS):
         raise ValueError(f"the checkpoint takes {config.num_leads} leads, the feature extractor gives 12")
-    if tokenizer is not None and len(tokenizer) != config.text_config.vocab_size:
+    if tokenizer is not None and len(tokenizer) != text_config.vocab_size:
         raise ValueError(
             f"{args.tokenizer} has {len(tokenizer)} tokens, but the checkpoint's text encoder has "
-            f"{config.text_config.vocab_size}: give the tokenizer that it was trained with"
+            f"{text_config.vocab_size}: give the tokenizer that it was trained with"
         )
 
     model.save_pretrained(args.output)
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None):
             tokenizer,
             prompt_template=PROMPT_TEMPLATE,
             lowercase=True,
-            max_text_length=config.text_config.max_position_embeddings,
+            max_text_length=text_config.max_position_embeddings,
         ).save_pretrained(args.output)
     elif feature_extractor is not None:
         feature_extractor.save_pretrained(args.output)

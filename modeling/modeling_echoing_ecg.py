@@ -62,16 +62,16 @@ class EchoingEcgEncoderOutput(ModelOutput):
         hidden_states: the stem and every stage, (batch, channels, time) each.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    ecg_embeds: torch.FloatTensor | None = None
-    ecg_logvar: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    ecg_embeds: torch.Tensor | None = None
+    ecg_logvar: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
     @property
     def uncertainty(self) -> torch.Tensor:
         """(batch,), the total variance of each ECG: high for recordings that could mean many things."""
-        return uncertainty(self.ecg_logvar)
+        return uncertainty(self.ecg_logvar)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -84,16 +84,16 @@ class EchoingEcgTextOutput(ModelOutput):
         text_logvar: (batch, projection_dim), the log-variance.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_logvar: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_logvar: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
     @property
     def uncertainty(self) -> torch.Tensor:
         """(batch,), the total variance of each text: prompts with a high one are worth dropping."""
-        return uncertainty(self.text_logvar)
+        return uncertainty(self.text_logvar)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -109,18 +109,18 @@ class EchoingEcgOutput(ModelOutput):
         ecg_logvar, text_logvar, echo_logvar: (batch, projection_dim), log-variances.
     """
 
-    loss: torch.FloatTensor | None = None
-    match_loss: torch.FloatTensor | None = None
-    pseudo_positive_loss: torch.FloatTensor | None = None
-    vib_loss: torch.FloatTensor | None = None
-    logits_per_ecg: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    ecg_embeds: torch.FloatTensor | None = None
-    ecg_logvar: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_logvar: torch.FloatTensor | None = None
-    echo_embeds: torch.FloatTensor | None = None
-    echo_logvar: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    match_loss: torch.Tensor | None = None
+    pseudo_positive_loss: torch.Tensor | None = None
+    vib_loss: torch.Tensor | None = None
+    logits_per_ecg: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    ecg_embeds: torch.Tensor | None = None
+    ecg_logvar: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_logvar: torch.Tensor | None = None
+    echo_embeds: torch.Tensor | None = None
+    echo_logvar: torch.Tensor | None = None
     ecg_model_output: EchoingEcgEncoderOutput | None = None
     text_model_output: EchoingEcgTextOutput | None = None
 
@@ -196,7 +196,7 @@ class EchoingEcgPreTrainedModel(PreTrainedModel):
     config: EchoingEcgConfig
     base_model_prefix = "echoing_ecg"
     main_input_name = "input_values"
-    input_modalities = ("time",)
+    input_modalities = ["time"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["EchoingEcgBlock", "BertLayer"]
     _supports_sdpa = True
@@ -298,7 +298,7 @@ class EchoingEcgTextEncoder(nn.Module):
     def __init__(self, config: EchoingEcgConfig):
         super().__init__()
         self.bert = BertModel._from_config(config.text_config, add_pooling_layer=False)
-        self.head = GaussianHead(config.text_config.hidden_size, config.projection_dim, config.pooling_size)
+        self.head = GaussianHead(self.bert.config.hidden_size, config.projection_dim, config.pooling_size)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
@@ -457,7 +457,7 @@ class EchoingEcgForSequenceClassification(EchoingEcgPreTrainedModel):
     def __init__(self, config: EchoingEcgConfig):
         super().__init__(config)
         self.ecg_model = EchoingEcgEncoder(config)
-        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()
 
@@ -495,7 +495,7 @@ class EchoingEcgForSequenceClassification(EchoingEcgPreTrainedModel):
         known = ~labels.isnan() if labels.is_floating_point() else labels != -100
         if not known.any():
             return 0 * logits.sum()
-        if labels.ndim == 1 and self.config.num_labels > 1:  # class indices
+        if labels.ndim == 1 and logits.shape[-1] > 1:  # class indices
             return self.loss_function(labels[known], logits[known].float(), self.config)
         return self.loss_function(labels[known].float(), logits.view_as(labels)[known].float(), self.config)
 

@@ -93,11 +93,12 @@ class GeneralizedPooling(nn.Module):
         length = features.shape[1]
         lengths = None
         if mask is not None:
+            mask = mask.bool()
             lengths = mask.sum(dim=1)
             if (lengths == 0).any():
                 rows = (lengths == 0).nonzero().flatten().tolist()
                 raise ValueError(f"rows {rows} of the mask have no valid step: there is nothing to pool")
-            features = features.masked_fill(mask[..., None] == 0, -torch.inf)  # padding sorts last
+            features = features.masked_fill(~mask[..., None], -torch.inf)  # padding sorts last
         features = features.sort(dim=1, descending=True).values
         if lengths is not None:
             features = features.masked_fill(_beyond(lengths, length)[..., None], 0)

@@ -10,6 +10,7 @@ import io
 import lzma
 import pickletools
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,8 +31,9 @@ def read_standard_scaler(path: str | Path) -> tuple[list[float], list[float]]:
     Raises:
         ValueError: the file holds anything else, or the scaler was not fitted with mean and standard deviation.
     """
+    data = Path(path).read_bytes()
     try:
-        scaler = _follow(io.BytesIO(_decompress(Path(path).read_bytes())))
+        scaler = _follow(io.BytesIO(_decompress(data)))
         if not isinstance(scaler, _Call) or scaler.name != SCALER or not isinstance(scaler.state, dict):
             raise ValueError("it holds something else")
         means, scales = (_array(scaler.state.get(name)) for name in ("mean_", "scale_"))
@@ -39,11 +41,7 @@ def read_standard_scaler(path: str | Path) -> tuple[list[float], list[float]]:
             raise ValueError(f"mean_ has the shape {means.shape}, scale_ {scales.shape}")
         if not (np.isfinite(means).all() and np.isfinite(scales).all() and (scales > 0).all()):
             raise ValueError("mean_ must be finite, scale_ finite and positive")
-    except OSError as error:
-        if error.filename is not None:  # no such file; the decompressors raise OSError without a name
-            raise
-        raise ValueError(f"{path} is damaged: {error}") from error
-    except Exception as error:
+    except Exception as error:  # whatever a damaged or hostile file provokes
         raise ValueError(f"{path} is no fitted StandardScaler in a form that is read here: {error}") from error
     return means.tolist(), scales.tolist()
 
@@ -63,6 +61,7 @@ def _follow(file: BinaryIO) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    argument: Any
 
     def since_mark() -> list[Any]:
         mark = marks.pop()
@@ -158,7 +157,7 @@ def _dtype(value: Any) -> np.dtype:
 
 def _decompress(data: bytes) -> bytes:
     """`data`, unpacked if joblib has compressed it with a module of the standard library."""
-    decompressors = {
+    decompressors: dict[bytes, Callable[[], Any]] = {
         b"x": zlib.decompressobj,
         b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),  # gzip
         b"BZh": bz2.BZ2Decompressor,

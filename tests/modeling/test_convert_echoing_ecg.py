@@ -11,6 +11,8 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
@@ -393,6 +395,23 @@ def test_damaged_scalers_are_refused(scaler, tmp_path):
             path.write_bytes(data[:length])
             with pytest.raises(ValueError, match=str(path)):
                 read_standard_scaler(path)
+
+
+@given(st.sampled_from([3, 4, 5, "joblib"]), st.integers(0, 10**6), st.binary(min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_any_change_of_the_file_gives_numbers_or_a_value_error(tmp_path_factory, scaler, form, place, change):
+    stream = io.BytesIO()
+    joblib.dump(scaler, stream) if form == "joblib" else pickle.dump(scaler, stream, protocol=form)
+    data = bytearray(stream.getvalue())
+    place %= len(data)
+    data[place : place + len(change)] = change
+    path = tmp_path_factory.getbasetemp() / "changed.pkl"
+    path.write_bytes(data)
+    try:
+        means, scales = read_standard_scaler(path)
+    except ValueError:
+        return
+    assert np.isfinite(means).all() and len(means) == len(scales) and min(scales) > 0
 
 
 def test_hostile_checkpoint_is_refused(tmp_path, files):

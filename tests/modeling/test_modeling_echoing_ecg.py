@@ -188,6 +188,15 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
     assert {m.momentum for m in checkpointed.modules() if isinstance(m, torch.nn.BatchNorm1d)} == {0.1}
 
 
+def test_training_under_autocast(model):
+    sample_mask = (torch.arange(250) < torch.tensor([250, 100, 7])[:, None]).long()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model.train()(ecg_batch(), sample_mask=sample_mask, **text_batch(), return_loss=True)
+    outputs.loss.backward()
+    assert outputs.logits_per_ecg.dtype == torch.float32
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_a_new_model_starts_with_moderate_uncertainty():
     torch.manual_seed(0)
     model = EchoingEcgModel(tiny_config(projection_dim=256)).eval()
