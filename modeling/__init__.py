@@ -38,6 +38,7 @@ _MODELS = {
 for config_class, models in _MODELS.items():
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoFeatureExtractor.register(config_class, EcgFeatureExtractor, exist_ok=True)
-    AutoProcessor.register(config_class, EcgProcessor, exist_ok=True)
+    if "text_config" in config_class.sub_configs:
+        AutoProcessor.register(config_class, EcgProcessor, exist_ok=True)
     for auto_class, model_class in models.items():
         auto_class.register(config_class, model_class, exist_ok=True)

@@ -1,0 +1,22 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint
+
+$(VENV)/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,train]"
+	touch $@
+
+demo: $(VENV)/installed  ## read a real 12-lead ECG, run the models on it, draw it
+	$(BIN)/python -m ecgformers.spaces.demo --output demo_output
+
+test: $(VENV)/installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
