@@ -6,12 +6,11 @@ recordings carry no patient ids.  Source: Reyna et al., CinC 2021, https://doi.o
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut
+from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut, option
 from ecgformers.datasets_scripts.digital_ecg import wfdb_comments
 from ecgformers.datasets_scripts.rows import number, sex_name, statements
 from ecgformers.datasets_scripts.tasks import read_split_tables
@@ -21,10 +20,7 @@ SPLIT_TABLES = {"train": "*train.csv", "validation": "*val.csv", "test": "*test.
 
 @dataclass
 class CincConfig(EcgConfig):
-    splits: str | None = field(
-        default=None,
-        metadata={"help": "folder with *train.csv, *val.csv and *test.csv of MERL; without it everything is train"},
-    )
+    splits: str | None = option("folder with MERL's *train.csv, *val.csv and *test.csv; without it all is train")
 
 
 class CincBuilder(EcgBuilder):
@@ -37,9 +33,7 @@ class CincBuilder(EcgBuilder):
     def wanted(cls, name: str, config: CincConfig) -> bool:
         return name.startswith(f"{cls.subfolder}/") and name.endswith((".hea", ".mat"))
 
-    @cached_property
-    def split_tables(self) -> dict[str, dict[str, Any]] | None:
-        """What the split tables say, by record id; None where none are used."""
+    def _split_tables(self) -> dict[str, dict[str, Any]] | None:
         if self.config.splits is None:
             return None
         found = {split: sorted(Path(self.config.splits).glob(name)) for split, name in SPLIT_TABLES.items()}
@@ -47,25 +41,27 @@ class CincBuilder(EcgBuilder):
             raise FileNotFoundError(f"{self.config.splits} needs one of each: {', '.join(SPLIT_TABLES.values())}")
         return read_split_tables(**{split: paths[0] for split, paths in found.items()})
 
-    def entries(self) -> Iterator[Path]:
+    def entries(self) -> Iterator[tuple[Path, str | None]]:
+        """The headers, and the split of each; None where the split tables do not have it."""
         folder = self.folder / self.subfolder
         headers = sorted((folder if folder.is_dir() else self.folder).rglob("*.hea"))
         if not headers:
             raise FileNotFoundError(f"{self.folder} holds no .hea files.  {self.obtain}")
-        return iter(headers)
+        tables = self._split_tables()
+        if tables is None:
+            return ((header, "train") for header in headers)
+        return ((header, tables[header.stem]["split"] if header.stem in tables else None) for header in headers)
 
-    def row(self, entry: Path) -> dict[str, Any]:
-        comments = wfdb_comments(entry.with_suffix(""))
+    def row(self, entry: tuple[Path, str | None]) -> dict[str, Any]:
+        header, split = entry
+        if split is None:
+            raise LeftOut("not in the split tables")
+        comments = wfdb_comments(header.with_suffix(""))
         if "Dx" not in comments:
-            raise ValueError(f"{entry}: its header has no comment Dx")
-        split = "train"
-        if self.split_tables is not None:
-            if entry.stem not in self.split_tables:
-                raise LeftOut("not in the split tables")
-            split = self.split_tables[entry.stem]["split"]
-        path = entry.relative_to(self.folder).with_suffix("").as_posix()
+            raise ValueError(f"{header}: it has no comment Dx")
+        path = header.relative_to(self.folder).with_suffix("").as_posix()
         return {
-            "record_id": entry.stem,
+            "record_id": header.stem,
             "patient_id": None,
             "statements": statements([code.strip() for code in comments["Dx"].split(",") if code.strip()]),
             "age": number(comments.get("Age")),

@@ -8,14 +8,13 @@ fewer than four words are left out.  Leads are in MIMIC's order, aVF before aVL.
 Age and sex are in the credentialed MIMIC-IV: `--patients mimiciv/3.1/hosp/patients.csv.gz`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut, read_table
+from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut, option, read_table
 from ecgformers.datasets_scripts.command_line import main
 from ecgformers.datasets_scripts.rows import patient_split
 
@@ -26,12 +25,12 @@ OBTAIN = "Unpack https://physionet.org/content/mimic-iv-ecg/1.0 there, or add --
 
 @dataclass
 class MimicConfig(EcgConfig):
-    patients: str | None = field(default=None, metadata={"help": "patients.csv(.gz) of MIMIC-IV, for age and sex"})
+    patients: str | None = option("patients.csv(.gz) of MIMIC-IV, for age and sex")
 
 
 @dataclass
 class MimicIvEcgConfig(MimicConfig):
-    min_words: int = field(default=4, metadata={"help": "leave out ECGs with shorter reports; 0 keeps all"})
+    min_words: int = option("leave out ECGs with shorter reports; 0 keeps all", 4, int)
 
 
 class Patient(NamedTuple):
@@ -52,12 +51,11 @@ def read_patients(path: str | None) -> dict[str, Patient]:
     }
 
 
-def age_and_sex(patients: Mapping[str, Patient], subject: str, time: str) -> dict[str, Any]:
-    """The columns `age` and `sex` of a recording made at `time`; empty where the patient is not in the table."""
-    if subject not in patients:
+def age_and_sex(patient: Patient | None, time: str) -> dict[str, Any]:
+    """The columns `age` and `sex` of a recording made at `time`; none where the patient is not known."""
+    if patient is None:
         return {}
-    sex, birth_year = patients[subject]
-    return {"sex": sex, "age": float(min(datetime.fromisoformat(time).year - birth_year, 90))}
+    return {"sex": patient.sex, "age": float(min(datetime.fromisoformat(time).year - patient.birth_year, 90))}
 
 
 def join_report(parts: Iterable[str | None]) -> str:
@@ -76,11 +74,8 @@ class MimicIvEcg(EcgBuilder):
     physionet = "mimic-iv-ecg/1.0"
     obtain = OBTAIN
 
-    @cached_property
-    def patients(self) -> dict[str, Patient]:
-        return read_patients(self.config.patients)
-
-    def entries(self) -> Iterator[dict[str, str]]:
+    def entries(self) -> Iterator[tuple[dict[str, str], Patient | None]]:
+        patients = read_patients(self.config.patients)
         measurements = self.table("machine_measurements.csv", ("study_id", *REPORT_COLUMNS))
         waiting: dict[str, dict[str, str]] = {}  # stays small: both tables are in the same order
         for record in self.table("record_list.csv", RECORD_COLUMNS):
@@ -89,21 +84,21 @@ class MimicIvEcg(EcgBuilder):
                 if measurement is None:
                     break
                 waiting[measurement["study_id"]] = measurement
-            yield waiting.pop(record["study_id"], {}) | record
+            yield waiting.pop(record["study_id"], {}) | record, patients.get(record["subject_id"])
 
-    def row(self, entry: dict[str, str]) -> dict[str, Any]:
-        report = join_report(entry.get(column) for column in REPORT_COLUMNS)
+    def row(self, entry: tuple[dict[str, str], Patient | None]) -> dict[str, Any]:
+        line, patient = entry
+        report = join_report(line.get(column) for column in REPORT_COLUMNS)
         if len(report.split()) < self.config.min_words:
             raise LeftOut(f"its report has fewer than {self.config.min_words} words")
-        subject = entry["subject_id"]
         return {
-            "record_id": entry["study_id"],
-            "patient_id": subject,
+            "record_id": line["study_id"],
+            "patient_id": line["subject_id"],
             "report": report,
-            **age_and_sex(self.patients, subject, entry["ecg_time"]),
-            "split": patient_split(subject, validation=0.02),
-            "source": entry["path"],
-            "path": entry["path"],
+            **age_and_sex(patient, line["ecg_time"]),
+            "split": patient_split(line["subject_id"], validation=0.02),
+            "source": line["path"],
+            "path": line["path"],
         }
 
 

@@ -10,19 +10,17 @@ line a measurement).  An exam is a DICOM study, a set of measurements, or both. 
 window is left out.  Splits by patient: 80 % train, 10 % validation, 10 % test.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cached_property
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from datasets import List, Value
 from tqdm.auto import tqdm
 
-from ecgformers.datasets_scripts.building import EcgBuilder, LeftOut, read_table
+from ecgformers.datasets_scripts.building import EcgBuilder, LeftOut, option, read_table
 from ecgformers.datasets_scripts.command_line import main
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg, read_wfdb
 from ecgformers.datasets_scripts.mimic_iv_ecg import (
@@ -53,8 +51,8 @@ MEASUREMENTS = (
 
 @dataclass
 class MimicIvEchoConfig(MimicConfig):
-    ecg_dir: str | None = field(default=None, metadata={"help": "folder of MIMIC-IV-ECG 1.0"})
-    window_hours: float = field(default=24.0, metadata={"help": "how far apart an ECG and its exam may be"})
+    ecg_dir: str | None = option("folder of MIMIC-IV-ECG 1.0")
+    window_hours: float = option("how far apart an ECG and its exam may be", 24.0, float)
 
 
 @dataclass
@@ -88,12 +86,7 @@ class MimicIvEcho(EcgBuilder):
             raise ValueError(f"ecg_dir is not given: the folder of MIMIC-IV-ECG.  {OBTAIN}")
         return Path(self.config.ecg_dir)
 
-    @cached_property
-    def patients(self) -> dict[str, Patient]:
-        return read_patients(self.config.patients)
-
-    @cached_property
-    def exams(self) -> dict[str, list[Exam]]:
+    def _exams(self) -> dict[str, list[Exam]]:
         """The echocardiograms of every patient."""
         exams: dict[str, list[Exam]] = defaultdict(list)
         by_study: dict[str, Exam] = {}
@@ -124,31 +117,33 @@ class MimicIvEcho(EcgBuilder):
             raise ValueError(f"structured-measurement.csv has none of the measurements {', '.join(MEASUREMENTS)}")
         return exams
 
-    def entries(self) -> Iterator[dict[str, str]]:
+    def entries(self) -> Iterator[tuple[dict[str, str], list[Exam], Patient | None]]:
+        """The ECGs, and of the patient of each all echocardiograms, sex and year of birth."""
         try:
-            return read_table(self.ecg_folder / "record_list.csv", RECORD_COLUMNS)
+            records = read_table(self.ecg_folder / "record_list.csv", RECORD_COLUMNS)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}  {OBTAIN}") from None
+        exams, patients = self._exams(), read_patients(self.config.patients)
+        return ((line, exams.get(line["subject_id"], []), patients.get(line["subject_id"])) for line in records)
 
-    def row(self, entry: dict[str, str]) -> dict[str, Any]:
-        subject, time = entry["subject_id"], datetime.fromisoformat(entry["ecg_time"])
-        hours = [((exam.time - time).total_seconds() / 3600, exam) for exam in self.exams.get(subject, ())]
-        hours_to_exam, exam = min(
-            hours, key=lambda pair: (abs(pair[0]), not pair[1].cine_paths), default=(math.inf, None)
-        )
-        if exam is None or abs(hours_to_exam) > self.config.window_hours:
+    def row(self, entry: tuple[dict[str, str], list[Exam], Patient | None]) -> dict[str, Any]:
+        line, exams, patient = entry
+        time, window = datetime.fromisoformat(line["ecg_time"]), timedelta(hours=self.config.window_hours)
+        near = [exam for exam in exams if abs(exam.time - time) <= window]
+        if not near:
             raise LeftOut(f"no echocardiogram within {self.config.window_hours:g} hours")
+        exam = min(near, key=lambda exam: (abs(exam.time - time), not exam.cine_paths))
         return {
-            "record_id": entry["study_id"],
-            "patient_id": subject,
-            **age_and_sex(self.patients, subject, entry["ecg_time"]),
+            "record_id": line["study_id"],
+            "patient_id": line["subject_id"],
+            **age_and_sex(patient, line["ecg_time"]),
             "measurements": {name: exam.measurements.get(name) for name in MEASUREMENTS},
             "echo_study_id": exam.study_id,
-            "echo_hours": hours_to_exam,
+            "echo_hours": (exam.time - time) / timedelta(hours=1),
             "cine_paths": exam.cine_paths,
-            "split": patient_split(subject, validation=0.1, test=0.1),
-            "source": entry["path"],
-            "path": entry["path"],
+            "split": patient_split(line["subject_id"], validation=0.1, test=0.1),
+            "source": line["path"],
+            "path": line["path"],
         }
 
     def read(self, row: Mapping[str, Any]) -> DigitalEcg:
