@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -156,26 +157,27 @@ class MelpEcgPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, MelpConvPositionalEmbedding):
-            conv = module.conv
-            direction = conv.parametrizations.weight.original1
-            init.normal_(direction, mean=0.0, std=2 * math.sqrt(1 / (conv.kernel_size[0] * conv.in_channels)))
-            init.copy_(conv.parametrizations.weight.original0, direction.norm(dim=(0, 1), keepdim=True))
-            init.zeros_(conv.bias)
-        elif isinstance(module, MelpConvBlock):
-            init.kaiming_normal_(module.conv.weight)
+        # transformers calls this for modules with parameters of their own: containers are passed over.
+        if isinstance(module, nn.Conv1d) and parametrize.is_parametrized(module):
+            direction = module.parametrizations.weight.original1
+            init.normal_(direction, mean=0.0, std=2 * math.sqrt(1 / (module.kernel_size[0] * module.in_channels)))
+            init.copy_(module.parametrizations.weight.original0, direction.norm(dim=(0, 1), keepdim=True))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            init.kaiming_normal_(module.weight)
+        elif isinstance(module, BeatProjection):
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, MelpEcgEncoder):
             init.uniform_(module.mask_embedding)
         elif isinstance(module, AttentionalPooler):
             init.normal_(module.query)
         elif isinstance(module, MelpProductQuantizer):
             init.uniform_(module.codevectors)
-            init.normal_(module.code_projection.weight)
-            init.zeros_(module.code_projection.bias)
+        elif isinstance(module, CodeProjection):
+            init.normal_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, MelpEcgForPreTraining):
             init.constant_(module.logit_scale, module.config.logit_scale_init_value)
-        elif isinstance(module, MelpEcgModel):
-            init.normal_(module.beat_projection.weight, std=module.config.projection_dim**-0.5)
 
 
 class MelpEcgEncoder(MelpEcgPreTrainedModel):
@@ -267,6 +269,10 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
         return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=features)
 
 
+class BeatProjection(nn.Linear):
+    """Into the space shared with text; a class of its own because it starts near an isometry."""
+
+
 class MelpEcgModel(MelpEcgPreTrainedModel):
     """MELP's ECG tower: the encoder, its caption tokens, its beat embeddings and their mean, the ECG's embedding."""
 
@@ -281,7 +287,7 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
             config, config.num_beat_queries, config.projection_dim, config.num_pooler_heads, config.hidden_size
         )
         self.beat_norm = nn.LayerNorm(config.projection_dim, eps=config.layer_norm_eps)
-        self.beat_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+        self.beat_projection = BeatProjection(config.projection_dim, config.projection_dim, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -333,6 +339,10 @@ class MelpEcgForPreTrainingOutput(ModelOutput):
     recording_embeds: torch.FloatTensor | None = None
 
 
+class CodeProjection(nn.Linear):
+    """Features -> scores of all codes; a class of its own because it starts with standard deviation 1."""
+
+
 class MelpProductQuantizer(nn.Module):
     """Picks one code of each group for every time step (wav2vec 2.0, section 2): Gumbel softmax while training."""
 
@@ -342,7 +352,7 @@ class MelpProductQuantizer(nn.Module):
         num_codes = self.num_groups * config.num_codevectors_per_group
         self.temperature = config.gumbel_temperature
         self.codevectors = nn.Parameter(torch.empty(1, num_codes, config.codevector_dim // self.num_groups))
-        self.code_projection = nn.Linear(config.conv_dim[-1], num_codes)
+        self.code_projection = CodeProjection(config.conv_dim[-1], num_codes)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, time, conv_dim) -> quantised (batch, time, codevector_dim) and the choices, one-hot
@@ -448,13 +458,17 @@ class MelpEcgForSequenceClassification(MelpEcgPreTrainedModel):
         self.dropout = nn.Dropout(ecg_config.hidden_dropout)
         self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)
         self.post_init()
-        if config.freeze_encoder:
-            self.ecg_model.requires_grad_(False)
+        self.train()
 
     def train(self, mode: bool = True):
+        """Also called at the end of `from_pretrained`, which makes every parameter trainable."""
         super().train(mode)
+        # These have no part in the logits; DDP waits for the gradient of every parameter that requires one.
+        for unused in (self.ecg_model.caption_pooler, self.ecg_model.caption_norm, self.ecg_model.beat_projection):
+            unused.requires_grad_(False)
+        self.ecg_model.encoder.mask_embedding.requires_grad_(False)
         if self.config.freeze_encoder:
-            self.ecg_model.eval()
+            self.ecg_model.requires_grad_(False).eval()
         return self
 
     @can_return_tuple

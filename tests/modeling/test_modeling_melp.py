@@ -120,6 +120,32 @@ def test_unpaired_loss_is_refused(model, texts):
         model(ecg_batch(2), texts.input_ids, return_loss=True)
 
 
+def test_weights_start_as_documented():
+    """transformers initialises modules with parameters of their own only; a container's branch is never reached."""
+    torch.manual_seed(0)
+    sizes = {"projection_dim": 64, "hidden_size": 64, "num_conv_pos_embeddings": 16, "num_hidden_layers": 1}
+    tower = MelpEcgModel(tiny_ecg_config(**sizes))
+    pretraining = MelpEcgForPreTraining(tiny_ecg_config(**sizes))
+    positions = tower.encoder.position_embedding.conv
+    for weight, expected in (
+        (tower.beat_projection.weight, 64**-0.5),
+        (positions.parametrizations.weight.original1, 2 * (16 * 64) ** -0.5),
+        (tower.encoder.conv_blocks[0].conv.weight, (2 / (12 * 5)) ** 0.5),
+        (tower.encoder.layers[0].fc1.weight, 0.02),
+        (pretraining.quantizer.code_projection.weight, 1.0),
+        (tower.beat_pooler.query, 1.0),
+    ):
+        assert weight.std().item() == pytest.approx(expected, rel=0.25)
+    torch.testing.assert_close(positions.weight, positions.parametrizations.weight.original1)
+
+
+def test_a_frozen_encoder_stays_frozen_after_loading(tmp_path):
+    MelpForSequenceClassification(tiny_config(freeze_encoder=True)).save_pretrained(tmp_path)
+    model = MelpForSequenceClassification.from_pretrained(tmp_path).train()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"classifier"} and not model.ecg_model.training
+
+
 def test_similarities_need_no_pairs(model, texts):
     with torch.no_grad():
         output = model(ecg_batch(2), texts.input_ids, attention_mask=texts.attention_mask)
@@ -237,7 +263,7 @@ def test_pretraining_learns_to_tell_masked_steps_and_patients():
     ecg = ecg_batch(8, samples=480).unflatten(-1, (2, 240)).transpose(1, 2)  # (batch, 2, leads, samples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(40):
+    for _ in range(120):
         output = model(ecg, torch.arange(8))
         optimizer.zero_grad()
         output.loss.backward()
