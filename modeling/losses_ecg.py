@@ -385,9 +385,7 @@ def sample_negative_indices(
     counts = mask.sum(-1)
     if counts.min() < 2:
         raise ValueError(f"record {int(counts.argmin())} of the batch has fewer than two masked steps")
-    masked_first = (
-        (~mask).long().argsort(dim=-1, stable=True)
-    )  # (batch, time): the masked steps in order, then the others
+    masked_first = (~mask).long().argsort(dim=-1, stable=True)  # the masked steps in order, then the others
     draws = torch.rand(*mask.shape, num_negatives, generator=generator, device=mask.device)
     ranks = (draws * (counts - 1)[:, None, None]).long()
     ranks += ranks >= (mask.cumsum(-1) - 1)[..., None]  # leave the step itself out
@@ -532,8 +530,8 @@ class ProbabilisticMatchingLoss(nn.Module):
             ValueError: when `matched` has another shape, or is missing though N and M differ.
         """
         if self.gather:
-            mean_a, logvar_a = gather_with_gradient(torch.stack([mean_a, logvar_a], 1)).unbind(1)
-            mean_b, logvar_b = gather_with_gradient(torch.stack([mean_b, logvar_b], 1)).unbind(1)
+            mean_a, logvar_a = gather_with_gradient(mean_a), gather_with_gradient(logvar_a)
+            mean_b, logvar_b = gather_with_gradient(mean_b), gather_with_gradient(logvar_b)
         distances = pairwise_distance(mean_a, logvar_a, mean_b, logvar_b, self.distance)
         logits = self.shift - self.negative_scale * distances
         if matched is None and len(mean_a) == len(mean_b):
@@ -543,11 +541,9 @@ class ProbabilisticMatchingLoss(nn.Module):
             raise ValueError(f"the match matrix is {given}, the rows of all processes need {tuple(logits.shape)}")
         matched = matched.to(logits)
 
-        pseudo_ab = _with_pseudo_positives(logits, matched)
-        pseudo_ba = _with_pseudo_positives(logits.T, matched.T).T
         match_loss = 2 * F.binary_cross_entropy_with_logits(logits, matched)
-        # the cross-entropy is affine in the targets: that of their mean, twice, is the sum over both directions
-        pseudo_loss = 2 * F.binary_cross_entropy_with_logits(logits, (pseudo_ab + pseudo_ba) / 2)
+        pseudo_targets, num_pseudo_positives = _pseudo_targets(logits, matched)
+        pseudo_loss = 2 * F.binary_cross_entropy_with_logits(logits, pseudo_targets)
         vib_loss = self._kl_divergence(mean_a, logvar_a) + self._kl_divergence(mean_b, logvar_b)
         return ProbabilisticMatchingOutput(
             loss=match_loss + self.smoothness * pseudo_loss + self.vib_beta * vib_loss,
@@ -555,13 +551,24 @@ class ProbabilisticMatchingLoss(nn.Module):
             pseudo_positive_loss=pseudo_loss,
             vib_loss=vib_loss,
             logits=logits,
-            num_pseudo_positives=(pseudo_ab != matched).sum() + (pseudo_ba != matched).sum(),
+            num_pseudo_positives=num_pseudo_positives,
         )
 
     def _kl_divergence(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """KL divergence to N(0, I), the mean over all elements; 0 where it has exploded."""
         divergence = (mean.square() + logvar.exp() - logvar - 1).mean() / 2
         return torch.where(divergence > self.max_kl_divergence, 0.0, divergence)
+
+
+def _pseudo_targets(logits: Tensor, matched: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets with pseudo-positives, and how many entries those changed, counted in both directions.
+
+    The cross-entropy is affine in its targets: twice that of the mean of both directions' targets is the sum of both.
+    """
+    targets_ab = _with_pseudo_positives(logits, matched)
+    targets_ba = _with_pseudo_positives(logits.T, matched.T).T
+    changed = torch.count_nonzero(targets_ab != matched) + torch.count_nonzero(targets_ba != matched)
+    return torch.lerp(targets_ab, targets_ba, 0.5), changed
 
 
 def _with_pseudo_positives(logits: Tensor, matched: Tensor) -> Tensor:
