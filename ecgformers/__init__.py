@@ -19,6 +19,8 @@ _PUBLIC = {
     "EcgProcessor": "processing_ecg",
     "EcgReadError": "record_ecg",
     "EcgRecord": "record_ecg",
+    "EchoClipConfig": "configuration_echo_clip",
+    "EchoClipModel": "modeling_echo_clip",
     "EchoingEcgConfig": "configuration_echoing_ecg",
     "EchoingEcgForSequenceClassification": "modeling_echoing_ecg",
     "EchoingEcgModel": "modeling_echoing_ecg",

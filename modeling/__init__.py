@@ -1,5 +1,7 @@
 """The models; importing this package registers them with the transformers Auto classes."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -10,35 +12,40 @@ from transformers import (
     AutoProcessor,
 )
 
+from .configuration_echo_clip import EchoClipConfig
 from .configuration_echoing_ecg import EchoingEcgConfig
 from .configuration_melp import MelpConfig, MelpEcgConfig
 from .feature_extraction_ecg import EcgFeatureExtractor
+from .modeling_echo_clip import EchoClipModel
 from .modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
 from .processing_ecg import EcgProcessor
 
-_MODELS = {
+_CLASSES: dict[type, dict[Any, type]] = {
+    EchoClipConfig: {AutoModel: EchoClipModel},
     EchoingEcgConfig: {
+        AutoFeatureExtractor: EcgFeatureExtractor,
+        AutoProcessor: EcgProcessor,
         AutoModel: EchoingEcgModel,
         AutoModelForSequenceClassification: EchoingEcgForSequenceClassification,
     },
     MelpConfig: {
+        AutoFeatureExtractor: EcgFeatureExtractor,
+        AutoProcessor: EcgProcessor,
         AutoModel: MelpModel,
         AutoModelForSequenceClassification: MelpForSequenceClassification,
         AutoModelForSpeechSeq2Seq: MelpForConditionalGeneration,
     },
     MelpEcgConfig: {
+        AutoFeatureExtractor: EcgFeatureExtractor,
         AutoModel: MelpEcgModel,
         AutoModelForPreTraining: MelpEcgForPreTraining,
         AutoModelForSequenceClassification: MelpEcgForSequenceClassification,
     },
 }
 
-for config_class, models in _MODELS.items():
+for config_class, classes in _CLASSES.items():
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoFeatureExtractor.register(config_class, EcgFeatureExtractor, exist_ok=True)
-    if "text_config" in config_class.sub_configs:
-        AutoProcessor.register(config_class, EcgProcessor, exist_ok=True)
-    for auto_class, model_class in models.items():
-        auto_class.register(config_class, model_class, exist_ok=True)
+    for auto_class, registered in classes.items():
+        auto_class.register(config_class, registered, exist_ok=True)

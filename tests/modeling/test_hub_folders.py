@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_echo_clip
 import tiny_echoing_ecg
 import tiny_melp
 import torch
@@ -14,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.modeling_echo_clip import EchoClipModel
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 from ecgformers.modeling.modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
 from ecgformers.modeling.modeling_melp_ecg import (
@@ -30,6 +32,8 @@ PATIENTS["input_values"] = PATIENTS["input_values"].unflatten(-1, (2, 240)).tran
 PATIENTS["masked_steps"] = torch.zeros(2, 2, 19, dtype=torch.bool)
 PATIENTS["masked_steps"][..., 3:9] = True
 PATIENTS["negative_indices"] = torch.full((2, 2, 19, 5), 4)
+
+FRAMES = {"pixel_values": tiny_echo_clip.frame_batch(2), "input_ids": tiny_echo_clip.text_batch()}
 
 CASES = {
     MelpModel: ("AutoModel", tiny_melp, {"input_values": ECG, "input_ids": IDS}),
@@ -48,6 +52,7 @@ CASES = {
         tiny_echoing_ecg,
         {"input_values": ECG},
     ),
+    EchoClipModel: ("AutoModel", tiny_echo_clip, FRAMES),
 }
 
 RUN_ALONE = """
@@ -67,7 +72,8 @@ for name, auto_class in json.loads(sys.argv[2]).items():
     save_file(tensors, f"{folder}/alone.safetensors")
     model.save_pretrained(f"{folder}/again")
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    assert type(processor).__name__ == "EcgProcessor", type(processor)
+    expected = "CLIPProcessor" if name == "EchoClipModel" else "EcgProcessor"
+    assert type(processor).__name__ == expected, type(processor)
 """
 
 
@@ -92,7 +98,11 @@ def folders(tmp_path_factory):
         folder = root / model_class.__name__
         model = build(model_class)
         model.save_pretrained(folder)
-        EcgProcessor(EcgFeatureExtractor(normalization="min_max"), tiny_melp.tiny_tokenizer()).save_pretrained(folder)
+        if model_class is EchoClipModel:
+            tiny_echo_clip.tiny_processor().save_pretrained(folder)
+        else:
+            extractor = EcgFeatureExtractor(normalization="min_max")
+            EcgProcessor(extractor, tiny_melp.tiny_tokenizer()).save_pretrained(folder)
         save_file(inputs, folder / "inputs.safetensors")
         with torch.no_grad():
             save_file(tensors_of(model(**inputs)), folder / "here.safetensors")

@@ -1,0 +1,177 @@
+"""Turn EchoCLIP's open_clip checkpoint into a folder that `AutoModel.from_pretrained` loads.
+
+    python -m ecgformers.modeling.convert_echo_clip_checkpoint --checkpoint FILE --output DIR [--tokenizer DIR]
+
+FILE is `open_clip_pytorch_model.bin`, a `.pt` of open_clip's training or `.safetensors`: any open_clip model with a
+ConvNeXt image tower and CLIP's own text tower.  Sizes are read off the tensors; the number of attention heads is not
+in them, and is CLIP's (64 channels a head) unless given.  To use texts, give the folder of CLIP's tokenizer.
+
+The authors' weights are under an academic, non-transferable licence: a converted folder is for your own use.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
+
+from .configuration_echo_clip import EchoClipConfig
+from .convert_melp_checkpoint import load_checkpoint
+from .modeling_echo_clip import EchoClipModel
+
+# Theirs -> ours, as regular expressions on whole keys; the first match wins.  None: knowingly dropped.
+_STAGE, _THEIR_STAGE = r"vision_model.encoder.stages.\1", r"visual\.trunk\.stages\.(\d+)"
+_LAYER, _THEIR_LAYER = r"text_model.encoder.layers.\1", r"transformer\.resblocks\.(\d+)"
+_KEYS: list[tuple[str, str | None]] = [
+    (r"visual\.trunk\.stem\.0\.(.+)", r"vision_model.embeddings.patch_embeddings.\1"),
+    (r"visual\.trunk\.stem\.1\.(.+)", r"vision_model.embeddings.layernorm.\1"),
+    (rf"{_THEIR_STAGE}\.downsample\.([01])\.(.+)", rf"{_STAGE}.downsampling_layer.\2.\3"),
+    (rf"{_THEIR_STAGE}\.blocks\.(\d+)\.gamma", rf"{_STAGE}.layers.\2.layer_scale_parameter"),
+    (rf"{_THEIR_STAGE}\.blocks\.(\d+)\.conv_dw\.(.+)", rf"{_STAGE}.layers.\2.dwconv.\3"),
+    (rf"{_THEIR_STAGE}\.blocks\.(\d+)\.norm\.(.+)", rf"{_STAGE}.layers.\2.layernorm.\3"),
+    (rf"{_THEIR_STAGE}\.blocks\.(\d+)\.mlp\.fc([12])\.(.+)", rf"{_STAGE}.layers.\2.pwconv\3.\4"),
+    (r"visual\.trunk\.head\.norm\.(.+)", r"vision_model.layernorm.\1"),
+    (r"visual\.head\.proj\.weight", r"visual_projection.weight"),
+    (r"token_embedding\.weight", r"text_model.embeddings.token_embedding.weight"),
+    (r"positional_embedding", r"text_model.embeddings.position_embedding.weight"),
+    (rf"{_THEIR_LAYER}\.ln_([12])\.(.+)", rf"{_LAYER}.layer_norm\2.\3"),
+    (rf"{_THEIR_LAYER}\.attn\.in_proj_(.+)", rf"{_LAYER}.self_attn.{{qkv}}_proj.\2"),
+    (rf"{_THEIR_LAYER}\.attn\.out_proj\.(.+)", rf"{_LAYER}.self_attn.out_proj.\2"),
+    (rf"{_THEIR_LAYER}\.mlp\.c_fc\.(.+)", rf"{_LAYER}.mlp.fc1.\2"),
+    (rf"{_THEIR_LAYER}\.mlp\.c_proj\.(.+)", rf"{_LAYER}.mlp.fc2.\2"),
+    (r"ln_final\.(.+)", r"text_model.final_layer_norm.\1"),
+    (r"text_projection", r"text_projection.weight"),
+    (r"logit_scale", r"logit_scale"),
+    (r"attn_mask", None),  # the causal mask, which older versions of open_clip save
+]
+
+
+def _rename(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
+    """The tensors under our names in float32, the keys that are dropped, and those that are unknown."""
+    weights: dict[str, torch.Tensor] = {}
+    dropped, unknown = [], []
+    for key, tensor in state_dict.items():
+        matches = ((re.fullmatch(pattern, key), ours) for pattern, ours in _KEYS)
+        match, ours = next((found for found in matches if found[0]), (None, None))
+        if match is None:
+            unknown.append(key)
+        elif ours is None:
+            dropped.append(key)
+        elif "{qkv}" in (name := match.expand(ours)):  # one packed matrix: rows of q, k, v
+            weights |= {name.replace("{qkv}", part): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            weights[name] = tensor.T if key == "text_projection" else tensor  # theirs is x @ W
+    return {name: tensor.float().contiguous() for name, tensor in weights.items()}, dropped, unknown
+
+
+def _read_config(weights: Mapping[str, torch.Tensor], num_text_heads: int | None) -> EchoClipConfig:
+    """Sizes of renamed weights."""
+
+    def size(name: str, axis: int) -> int:
+        if name not in weights or weights[name].ndim <= axis:
+            raise ValueError(
+                "this is no open_clip checkpoint with a ConvNeXt and a text tower: "
+                f"{name} (in our names), which tells a size, is missing or has too few axes"
+            )
+        return weights[name].shape[axis]
+
+    def count(prefix: str) -> int:
+        return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
+
+    stages = range(count("vision_model.encoder.stages."))
+    vocab_size = size("text_model.embeddings.token_embedding.weight", 0)
+    hidden_size = size("text_model.embeddings.token_embedding.weight", 1)
+    return EchoClipConfig(
+        vision_config={
+            "num_channels": size("vision_model.embeddings.patch_embeddings.weight", 1),
+            "patch_size": size("vision_model.embeddings.patch_embeddings.weight", 2),
+            "num_stages": len(stages),
+            "depths": [count(f"vision_model.encoder.stages.{i}.layers.") for i in stages],
+            "hidden_sizes": [size(f"vision_model.encoder.stages.{i}.layers.0.dwconv.weight", 0) for i in stages],
+        },
+        text_config={
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "num_hidden_layers": count("text_model.encoder.layers."),
+            "num_attention_heads": num_text_heads or max(1, hidden_size // 64),
+            "intermediate_size": size("text_model.encoder.layers.0.mlp.fc1.weight", 0),
+            "max_position_embeddings": size("text_model.embeddings.position_embedding.weight", 0),
+            "projection_dim": size("text_projection.weight", 0),
+            "bos_token_id": vocab_size - 2,  # CLIP's last two tokens
+            "eos_token_id": vocab_size - 1,
+            "pad_token_id": 0,
+        },
+        projection_dim=size("visual_projection.weight", 0),
+    )
+
+
+def convert(
+    state_dict: Mapping[str, torch.Tensor], num_text_heads: int | None = None
+) -> tuple[EchoClipModel, list[str]]:
+    """Build the model that an open_clip checkpoint holds.
+
+    Args:
+        state_dict: open_clip's keys and tensors.
+        num_text_heads: attention heads of the text tower, by default one for 64 channels.
+
+    Returns:
+        the model in float32, in evaluation mode, and the keys left out on purpose.
+
+    Raises:
+        ValueError: keys missing, unknown or of the wrong shape, all listed.
+    """
+    weights, dropped, unknown = _rename(state_dict)
+    model = EchoClipModel(_read_config(weights, num_text_heads))
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    wrong += [f"{name} is unknown" for name in [*unknown, *(weights.keys() - expected.keys())]]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    if wrong:
+        raise ValueError(f"the checkpoint does not fit (in our names): {'; '.join(sorted(wrong))}")
+    model.load_state_dict(weights)
+    return model.eval(), dropped
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help=".bin, .pt or .safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--tokenizer", type=Path, help="folder with CLIP's tokenizer")
+    parser.add_argument("--text-heads", type=int, help="attention heads of the text tower")
+    args = parser.parse_args(arguments)
+
+    tokenizer = None
+    if args.tokenizer is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
+    model, dropped = convert(load_checkpoint(args.checkpoint), args.text_heads)
+    text_config = model.config.text_config
+    if tokenizer is not None:
+        if (len(tokenizer), tokenizer.eos_token_id) != (text_config.vocab_size, text_config.eos_token_id):
+            raise ValueError(
+                f"{args.tokenizer} has {len(tokenizer)} tokens, of which {tokenizer.eos_token_id} ends a text; the "
+                f"checkpoint's text tower has {text_config.vocab_size} and {text_config.eos_token_id}: give the "
+                "tokenizer that it was trained with"
+            )
+        tokenizer.model_max_length = text_config.max_position_embeddings
+
+    # What open_clip does to a picture: shortest side to 224 by PIL's bicubic, centre crop, CLIP's mean and std.
+    processor: CLIPImageProcessorPil | CLIPProcessor = CLIPImageProcessorPil()
+    if tokenizer is not None:
+        processor = CLIPProcessor(processor, tokenizer)
+    model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+    print(f"EchoClipModel with {model.num_parameters():,} parameters written to {args.output}")
+    print(f"left out on purpose (not used by the model): {', '.join(dropped) or 'nothing'}")
+    if tokenizer is None:
+        print("no tokenizer: give --tokenizer FOLDER to make texts usable")
+    print("for research use; not a medical device")
+
+
+if __name__ == "__main__":
+    main()
