@@ -1,0 +1,111 @@
+"""Everything that is said of a multi-label classifier's scores, ready for JSON and tables."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .bootstrap import interval, resample_counts
+from .decisions import balanced_accuracy, brier_score, calibration_error
+from .ranking import auroc, average_precision, best_f1, check_scores, left_out_classes, macro, micro
+
+
+def classification_summary(
+    targets: ArrayLike,
+    scores: ArrayLike,
+    classes: Sequence[str] | None = None,
+    patients: Sequence[Any] | None = None,
+    thresholds: ArrayLike | None = None,
+    are_probabilities: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Macro, micro and per-class figures with 95 % bootstrap intervals by patient.
+
+    Args:
+        targets: (n, classes) of 0 and 1.
+        scores: (n, classes).
+        classes: their names; by default their numbers.
+        patients: (n,); by default every record counts as a patient.
+        thresholds: (classes,), chosen on other records: adds balanced accuracy.
+        are_probabilities: adds Brier score and calibration error.
+        resamples: of the patients; 0 for no intervals.
+
+    Returns:
+        `records`, `patients`; figures such as `auroc_macro` as {"value", "low", "high"}, None where there is none;
+        `classes`, the same by class with the number of positives; `left_out`, the classes that the macro figures
+        leave out, with reasons; `notes`, what a reader must know.
+    """
+    targets, scores = check_scores(targets, scores)
+    names = [str(index) for index in range(targets.shape[1])] if classes is None else list(classes)
+    if len(names) != targets.shape[1]:
+        raise ValueError(f"{len(names)} class names for {targets.shape[1]} classes")
+    patients = np.arange(len(targets)) if patients is None else np.asarray(patients)
+    if len(patients) != len(targets):
+        raise ValueError(f"{len(patients)} patients for {len(targets)} records")
+    patient_count = len(np.unique(patients))
+    counts = resample_counts(patients, resamples, seed) if resamples and patient_count > 1 else None
+
+    metrics: dict[str, Callable[..., np.ndarray]] = {
+        "auroc": partial(auroc, targets, scores),
+        "average_precision": partial(average_precision, targets, scores),
+        "best_f1": partial(best_f1, targets, scores),
+    }
+    if thresholds is not None:
+        decisions = scores >= np.nan_to_num(np.asarray(thresholds, np.float64), nan=np.inf)
+        metrics["balanced_accuracy"] = partial(balanced_accuracy, targets, decisions)
+    if are_probabilities:
+        metrics["brier_score"] = partial(brier_score, targets, scores)
+        metrics["calibration_error"] = partial(calibration_error, targets, scores)
+
+    figures: dict[str, Any] = {}
+    by_class: dict[str, dict[str, Any]] = {
+        name: {"positives": int(positives)} for name, positives in zip(names, targets.sum(0), strict=True)
+    }
+    for metric_name, metric in metrics.items():
+        values = metric()  # (classes,)
+        resampled = None if counts is None else metric(weights=counts)  # (resamples, classes)
+        figures[f"{metric_name}_macro"] = _figure(macro(values), None if resampled is None else macro(resampled))
+        for index, name in enumerate(names):
+            by_class[name][metric_name] = _figure(values[index], None if resampled is None else resampled[:, index])
+    for ranking in (auroc, average_precision):
+        together = partial(micro, ranking, targets, scores)
+        resampled = None if counts is None else together(counts)
+        figures[f"{ranking.__name__}_micro"] = _figure(together(), resampled)
+
+    left_out = left_out_classes(targets, names)
+    return {
+        "records": len(targets),
+        "patients": patient_count,
+        **figures,
+        "classes": by_class,
+        "left_out": left_out,
+        "notes": _notes(left_out, len(names), patient_count, bool(resamples)),
+    }
+
+
+def _figure(value: Any, resampled: np.ndarray | None) -> dict[str, float | None]:
+    low, high = (math.nan, math.nan) if resampled is None else interval(resampled)
+    return {key: None if math.isnan(x) else float(x) for key, x in (("value", value), ("low", low), ("high", high))}
+
+
+def _notes(left_out: dict[str, str], classes: int, patients: int, with_intervals: bool) -> list[str]:
+    notes = []
+    if left_out:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
+        notes.append(f"{len(left_out)} of {classes} classes have no AUROC here, macro means leave them out: {reasons}")
+    if with_intervals and patients < 2:
+        notes.append("all records are of one patient: there are no intervals")
+    return notes
+
+
+def format_figure(figure: dict[str, float | None], scale: float = 100, digits: int = 1) -> str:
+    """A figure as tables show it: "92.1 [91.0, 93.2]", "92.1" without an interval, "–" without a value."""
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if value is None:
+        return "–"
+    text = f"{scale * value:.{digits}f}"
+    return text if low is None or high is None else f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
