@@ -17,23 +17,23 @@ MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's mallopt
 
 @dataclass(frozen=True)
 class Measurement:
-    seconds: float  # best of the timed runs
-    mebibytes: float  # growth of the resident set, from the inputs in place to the peak of one run
+    seconds: float  # best of all runs
+    mebibytes: float  # growth of the resident set, from the inputs in place to the peak of the first run
     value: float  # what the job computed
 
 
-def measure(job: Callable[..., Callable[[], float]], *args: Any, runs: int = 5) -> Measurement:
+def measure(job: Callable[..., Callable[[], float]], *args: Any, more_runs: int = 20) -> Measurement:
     """Measure `step` of `step = job(*args)`, which makes the inputs; smaller inputs warm the libraries up first.
 
-    The first run is for memory alone: malloc gives every block above 64 KiB back at once, so that the resident set is
-    what the job holds and not what malloc keeps.  The others are timed, with malloc keeping blocks up to 32 MiB.
+    In the first run malloc gives every block above 64 KiB back at once, so that the resident set is what the job holds
+    and not what malloc keeps; in the others it keeps blocks up to 32 MiB, as it does after a while in any process.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure_here, job, args, runs).result()
+        return pool.submit(_measure_here, job, args, more_runs).result()
 
 
-def _measure_here(job: Callable[..., Callable[[], float]], args: Sequence[Any], runs: int) -> Measurement:
+def _measure_here(job: Callable[..., Callable[[], float]], args: Sequence[Any], more_runs: int) -> Measurement:
     libc = ctypes.CDLL(None)
     small = [min(arg, 4) if isinstance(arg, int) else arg for arg in args]
     job(*small)()
@@ -43,16 +43,18 @@ def _measure_here(job: Callable[..., Callable[[], float]], args: Sequence[Any], 
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present size
     before = _resident_peak()
-    value = step()
+    first, value = _timed(step)
     mebibytes = _resident_peak() - before
 
     libc.mallopt(MMAP_THRESHOLD, 2**25)
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return Measurement(min(seconds), mebibytes, value)
+    seconds = min([first] + [_timed(step)[0] for _ in range(more_runs)])
+    return Measurement(seconds, mebibytes, value)
+
+
+def _timed(step: Callable[[], float]) -> tuple[float, float]:
+    start = time.perf_counter()
+    value = step()
+    return time.perf_counter() - start, value
 
 
 def _resident_peak() -> float:

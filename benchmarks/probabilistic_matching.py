@@ -93,7 +93,7 @@ def main() -> None:
         if available_gibibytes() < needed + 1:
             print(f"literal formula left out at {batch}, {dim}: it needs {needed:.0f} GiB of free memory")
             continue
-        plain, own = measure(literal, batch, dim, runs=1 if batch > 256 else 3), measured[batch, dim]
+        plain, own = measure(literal, batch, dim, more_runs=0 if batch > 256 else 3), measured[batch, dim]
         rows.append(
             [
                 str(batch),

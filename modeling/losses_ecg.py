@@ -542,8 +542,10 @@ class ProbabilisticMatchingLoss(nn.Module):
         matched = matched.to(logits)
 
         match_loss = 2 * F.binary_cross_entropy_with_logits(logits, matched)
-        pseudo_targets, num_pseudo_positives = _pseudo_targets(logits, matched)
-        pseudo_loss = 2 * F.binary_cross_entropy_with_logits(logits, pseudo_targets)
+        added_ab = _pseudo_positives(logits, matched)
+        added_ba = _pseudo_positives(logits.T, matched.T).T
+        # the cross-entropy of logit x and target y is softplus(x) - x y: what is added to y is taken off times x
+        pseudo_loss = match_loss - (logits * (added_ab + added_ba)).mean()
         vib_loss = self._kl_divergence(mean_a, logvar_a) + self._kl_divergence(mean_b, logvar_b)
         return ProbabilisticMatchingOutput(
             loss=match_loss + self.smoothness * pseudo_loss + self.vib_beta * vib_loss,
@@ -551,7 +553,7 @@ class ProbabilisticMatchingLoss(nn.Module):
             pseudo_positive_loss=pseudo_loss,
             vib_loss=vib_loss,
             logits=logits,
-            num_pseudo_positives=num_pseudo_positives,
+            num_pseudo_positives=added_ab.count_nonzero() + added_ba.count_nonzero(),
         )
 
     def _kl_divergence(self, mean: Tensor, logvar: Tensor) -> Tensor:
@@ -560,18 +562,7 @@ class ProbabilisticMatchingLoss(nn.Module):
         return torch.where(divergence > self.max_kl_divergence, 0.0, divergence)
 
 
-def _pseudo_targets(logits: Tensor, matched: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets with pseudo-positives, and how many entries those changed, counted in both directions.
-
-    The cross-entropy is affine in its targets: twice that of the mean of both directions' targets is the sum of both.
-    """
-    targets_ab = _with_pseudo_positives(logits, matched)
-    targets_ba = _with_pseudo_positives(logits.T, matched.T).T
-    changed = torch.count_nonzero(targets_ab != matched) + torch.count_nonzero(targets_ba != matched)
-    return torch.lerp(targets_ab, targets_ba, 0.5), changed
-
-
-def _with_pseudo_positives(logits: Tensor, matched: Tensor) -> Tensor:
-    """Targets in which every column that scores at least as high as the row's first match takes its label."""
+def _pseudo_positives(logits: Tensor, matched: Tensor) -> Tensor:
+    """What to add to the targets so that all that scores at least as high as a row's first match takes its label."""
     first = matched.argmax(-1, keepdim=True)
-    return torch.where(logits >= logits.gather(-1, first), matched.gather(-1, first), matched)
+    return torch.where(logits >= logits.gather(-1, first), matched.gather(-1, first) - matched, 0.0)
