@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut, option
 from ecgformers.datasets_scripts.digital_ecg import wfdb_comments
-from ecgformers.datasets_scripts.rows import number, sex_name, statements
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, LeftOut, option
+from ecgformers.datasets_scripts.rows import statements
+from ecgformers.datasets_scripts.tables import number, sex_name
 from ecgformers.datasets_scripts.tasks import read_split_tables
 
 SPLIT_TABLES = {"train": "*train.csv", "validation": "*val.csv", "test": "*test.csv"}

@@ -12,18 +12,20 @@ the default; `--per-millivolt 10` is the other reading.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from tqdm.auto import tqdm
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut
 from ecgformers.datasets_scripts.command_line import main
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg
-from ecgformers.datasets_scripts.rows import binary, number, patient_split, statements
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, LeftOut, option
+from ecgformers.datasets_scripts.rows import patient_split, statements
+from ecgformers.datasets_scripts.tables import binary, inside, number
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
 
 ABNORMALITIES = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
@@ -31,7 +33,7 @@ ABNORMALITIES = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
 
 @dataclass
 class CodeConfig(EcgConfig):
-    per_millivolt: float = field(default=1.0, metadata={"help": "what 1 mV is in the units of the tracings"})
+    per_millivolt: float = option("what 1 mV is in the units of the tracings", 1.0, float)
 
 
 class Exam(NamedTuple):
@@ -54,7 +56,7 @@ class CodeBuilder(EcgBuilder):
     labels = ABNORMALITIES
 
     def read(self, row: Mapping[str, Any]) -> DigitalEcg:
-        tracing = _open(self.folder / row["path"])["tracings"][row["index"]]  # (4096, 12)
+        tracing = _open(inside(self.folder, row["path"]))["tracings"][row["index"]]  # (4096, 12)
         recorded = np.flatnonzero(tracing.any(axis=1))
         if not len(recorded):
             raise ValueError("every sample is zero")
@@ -79,7 +81,8 @@ class Code15(CodeBuilder):
 
     def entries(self) -> Iterator[Exam]:
         columns = ("exam_id", "patient_id", "age", "is_male", "trace_file", *ABNORMALITIES)
-        exams = {line["exam_id"]: _exam(line) for line in self.table("exams.csv", columns)}
+        lines = tqdm(self.table("exams.csv", columns), desc="Reading exams.csv", unit=" lines", delay=1)
+        exams = {line["exam_id"]: _exam(line) for line in lines}
         parts = sorted(self.folder.glob("exams_part*.hdf5"))
         if not parts:
             raise FileNotFoundError(f"{self.folder} holds no exams_part*.hdf5.  {self.obtain}")

@@ -14,7 +14,8 @@ import h5py
 
 from ecgformers.datasets_scripts.code_15 import ABNORMALITIES, CodeBuilder
 from ecgformers.datasets_scripts.command_line import main
-from ecgformers.datasets_scripts.rows import binary, number, sex_name, statements
+from ecgformers.datasets_scripts.rows import statements
+from ecgformers.datasets_scripts.tables import binary, number, sex_name
 
 TRACINGS = "ecg_tracings.hdf5"
 

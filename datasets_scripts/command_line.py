@@ -7,7 +7,8 @@ from pathlib import Path
 
 import datasets
 
-from ecgformers.datasets_scripts.building import BrokenRecording, EcgBuilder, build
+from ecgformers.datasets_scripts.building import build
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder
 from ecgformers.datasets_scripts.fetching import PHYSIONET, fetch
 from ecgformers.datasets_scripts.publishing import push
 
@@ -17,7 +18,7 @@ def main(builder_class: type[EcgBuilder], arguments: list[str] | None = None) ->
     options = parser(builder_class).parse_args(arguments)
     try:
         options.run(builder_class, options)
-    except (OSError, ValueError, BrokenRecording) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -37,13 +38,8 @@ def parser(builder_class: type[EcgBuilder]) -> argparse.ArgumentParser:
         command.add_argument("--download", action="store_true", help="fetch what --data-dir lacks from PhysioNet")
         command.add_argument("--base-url", default=PHYSIONET, help="fetch from here instead")
     for option in _own_options(builder_class):
-        command.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            default=option.default,
-            type=option.metadata.get("type", int if isinstance(option.default, int) else str),
-            choices=option.metadata.get("choices"),
-            help=option.metadata["help"],
-        )
+        name = f"--{option.name.replace('_', '-')}"
+        command.add_argument(name, default=option.default, **option.metadata)
 
     command = commands.add_parser("push", help="send a built folder to a data set repo of the Hub, in one commit")
     command.set_defaults(run=_push)

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard
 from ecgformers.datasets_scripts import rows
 
 if TYPE_CHECKING:
-    from ecgformers.datasets_scripts.building import EcgBuilder
+    from ecgformers.datasets_scripts.ecg_builder import EcgBuilder
 
 CARDS = Path(__file__).with_name("cards")
 

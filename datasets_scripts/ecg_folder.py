@@ -10,11 +10,10 @@ millivolts.  The first readable recording decides about leads and type; those th
 a data set of their own, or, to have WFDB and others in one, pass `--dtype float32`.
 """
 
-import ast
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,42 +21,39 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, read_table
 from ecgformers.datasets_scripts.command_line import main
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg, read_wfdb
-from ecgformers.datasets_scripts.rows import binary, number, sex_name, statements
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, option
+from ecgformers.datasets_scripts.rows import statements
+from ecgformers.datasets_scripts.tables import binary, inside, likelihoods, number, read_table, sex_name
 from ecgformers.modeling.reading_ecg import read_ecg
 
 SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 TRIES = 100  # recordings to look at for one that can be read
 
 
-def _option(text: str, kind: type = str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text, "type": kind})
-
-
 @dataclass
 class EcgFolderConfig(EcgConfig):
-    table: str | None = _option("the CSV; a bare name is looked for in the data folder too")
-    delimiter: str = _option("between its columns", default=",")
-    path_column: str | None = _option("files, relative to the data folder")
-    id_column: str | None = _option("record ids; without --path-column, names of files")
-    patient_column: str | None = _option("patient ids; no patient may be in two splits")
-    split_column: str | None = _option("train, validation (val, valid, dev) or test")
-    fold_column: str | None = _option("numbered folds")
-    validation_folds: str = _option("folds that are the validation split, e.g. 9", default="")
-    test_folds: str = _option("folds that are the test split, e.g. 10", default="")
-    report_column: str | None = _option("texts")
-    statement_column: str | None = _option("statements: 'AF,LBBB' (or ; or |), or {'AF': 100.0} with likelihoods")
-    label_columns: str = _option("0/1 columns, with commas; FIRST:LAST is a range", default="")
-    age_column: str | None = _option("years")
-    sex_column: str | None = _option("sex")
-    male: str = _option("how the sex column says male", default="male")
-    female: str = _option("how the sex column says female", default="female")
-    dtype: str | None = _option("of the signals: int16, int32 or float32; by default that of the first recording")
-    lead_names: str | None = _option("for files that do not say: I,II,III,...")
-    sampling_rate: float | None = _option("for files that do not say: Hz", float)
-    units: str | None = _option("for files that do not say: mV, uV, V or nV")
+    table: str | None = option("the CSV; a bare name is looked for in the data folder too")
+    delimiter: str = option("between its columns", default=",")
+    path_column: str | None = option("files, relative to the data folder")
+    id_column: str | None = option("record ids; without --path-column, names of files")
+    patient_column: str | None = option("patient ids; no patient may be in two splits")
+    split_column: str | None = option("train, validation (val, valid, dev) or test")
+    fold_column: str | None = option("numbered folds")
+    validation_folds: str = option("folds that are the validation split, e.g. 9", default="")
+    test_folds: str = option("folds that are the test split, e.g. 10", default="")
+    report_column: str | None = option("texts")
+    statement_column: str | None = option("statements: 'AF,LBBB' (or ; or |), or {'AF': 100.0} with likelihoods")
+    label_columns: str = option("0/1 columns, with commas; FIRST:LAST is a range", default="")
+    age_column: str | None = option("years")
+    sex_column: str | None = option("sex")
+    male: str = option("how the sex column says male", default="male")
+    female: str = option("how the sex column says female", default="female")
+    dtype: str | None = option("of the signals: int16, int32 or float32; by default that of the first recording")
+    lead_names: str | None = option("for files that do not say: I,II,III,...")
+    sampling_rate: float | None = option("for files that do not say: Hz", kind=float)
+    units: str | None = option("for files that do not say: mV, uV, V or nV")
 
 
 class EcgFolder(EcgBuilder):
@@ -124,7 +120,8 @@ class EcgFolder(EcgBuilder):
             if record_id not in self.files:
                 raise FileNotFoundError(f"{self.folder} holds no file {record_id}.*")
             path = self.files[record_id]
-        fold = value(config.fold_column)
+        fold = number(value(config.fold_column))
+        fold = None if fold is None else int(fold)
         return {
             "record_id": _whole(record_id) or Path(path).with_suffix("").as_posix(),
             "patient_id": _whole(value(config.patient_column)),
@@ -133,21 +130,21 @@ class EcgFolder(EcgBuilder):
             "labels": {name: binary(entry[name]) for name in self.labels},
             "age": number(value(config.age_column)),
             "sex": sex_name(sex, config.male, config.female),
-            "fold": None if fold is None else int(float(fold)),
+            "fold": fold,
             "split": self._split(value(config.split_column), fold),
             "source": path,
             "path": path,
         }
 
-    def _split(self, split: str | None, fold: str | None) -> str:
+    def _split(self, split: str | None, fold: int | None) -> str:
         if split is not None:
             return SPLIT_NAMES.get(split.lower(), split.lower())
-        if fold is not None and fold in self.config.test_folds.split(","):
+        if fold in _numbers(self.config.test_folds):
             return "test"
-        return "validation" if fold is not None and fold in self.config.validation_folds.split(",") else "train"
+        return "validation" if fold in _numbers(self.config.validation_folds) else "train"
 
     def read(self, row: Mapping[str, Any]) -> DigitalEcg:
-        path, config = self.folder / row["path"], self.config
+        path, config = inside(self.folder, row["path"]), self.config
         header = path.with_suffix(".hea") if path.suffix in (".hea", ".dat", ".mat") else Path(f"{path}.hea")
         if header.is_file():
             return read_wfdb(header.with_suffix(""))
@@ -163,6 +160,10 @@ class EcgFolder(EcgBuilder):
         )
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part.strip()]
+
+
 def _whole(text: str | None) -> str | None:
     """An id without the ".0" that table programs give to whole numbers."""
     return re.sub(r"^(\d+)\.0$", r"\1", text) if text else None
@@ -172,7 +173,7 @@ def _statements(text: str | None) -> list[dict[str, Any]] | None:
     if text is None:
         return None
     if text.startswith("{"):
-        return statements(ast.literal_eval(text))
+        return statements(likelihoods(text))
     return statements([code.strip() for code in re.split("[,;|]", text) if code.strip()])
 
 

@@ -14,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut, option, read_table
 from ecgformers.datasets_scripts.command_line import main
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, LeftOut, option
 from ecgformers.datasets_scripts.rows import patient_split
+from ecgformers.datasets_scripts.tables import read_table
 
 REPORT_COLUMNS = tuple(f"report_{number}" for number in range(18))
 RECORD_COLUMNS = ("subject_id", "study_id", "ecg_time", "path")

@@ -12,17 +12,17 @@ window is left out.  Splits by patient: 80 % train, 10 % validation, 10 % test.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import List, Value
 from tqdm.auto import tqdm
 
-from ecgformers.datasets_scripts.building import EcgBuilder, LeftOut, option, read_table
 from ecgformers.datasets_scripts.command_line import main
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg, read_wfdb
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, LeftOut, option
 from ecgformers.datasets_scripts.mimic_iv_ecg import (
     OBTAIN,
     RECORD_COLUMNS,
@@ -31,7 +31,8 @@ from ecgformers.datasets_scripts.mimic_iv_ecg import (
     age_and_sex,
     read_patients,
 )
-from ecgformers.datasets_scripts.rows import number, patient_split
+from ecgformers.datasets_scripts.rows import patient_split
+from ecgformers.datasets_scripts.tables import inside, number, read_table
 
 MEASUREMENTS = (
     "lvef",
@@ -55,14 +56,13 @@ class MimicIvEchoConfig(MimicConfig):
     window_hours: float = option("how far apart an ECG and its exam may be", 24.0, float)
 
 
-@dataclass
-class Exam:
+class Exam(NamedTuple):
     """One echocardiogram."""
 
     time: datetime
-    study_id: str | None = None
-    cine_paths: list[str] = field(default_factory=list)
-    measurements: dict[str, float] = field(default_factory=dict)
+    study_id: str | None
+    cine_paths: list[str]
+    measurements: dict[str, float]
 
 
 class MimicIvEcho(EcgBuilder):
@@ -89,31 +89,26 @@ class MimicIvEcho(EcgBuilder):
     def _exams(self) -> dict[str, list[Exam]]:
         """The echocardiograms of every patient."""
         exams: dict[str, list[Exam]] = defaultdict(list)
-        by_study: dict[str, Exam] = {}
-        by_measurement: dict[str, Exam] = {}
-        for line in self.table("echo-study-list.csv", ("subject_id", "study_id", "study_datetime", "measurement_id")):
-            exam = Exam(datetime.fromisoformat(line["study_datetime"]), line["study_id"])
-            exams[line["subject_id"]].append(exam)
-            by_study[exam.study_id] = exam
-            if line["measurement_id"]:
-                by_measurement[line["measurement_id"]] = exam
+        cine_paths: dict[str, list[str]] = defaultdict(list)
         for line in self.table("echo-record-list.csv", ("study_id", "dicom_filepath")):
-            by_study[line["study_id"]].cine_paths.append(line["dicom_filepath"])
+            cine_paths[line["study_id"]].append(line["dicom_filepath"])
+        measurements: dict[str, dict[str, float]] = {}  # by measurement_id
+        for line in self.table("echo-study-list.csv", ("subject_id", "study_id", "study_datetime", "measurement_id")):
+            time, study = datetime.fromisoformat(line["study_datetime"]), line["study_id"]
+            values = measurements.setdefault(line["measurement_id"], {}) if line["measurement_id"] else {}
+            exams[line["subject_id"]].append(Exam(time, study, cine_paths[study], values))
         columns = ("subject_id", "measurement_id", "measurement_datetime", "measurement", "result")
         name = "structured-measurement.csv"  # as shipped; its documentation spells it with an underscore
         lines = self.table(name if any(self.folder.glob(f"{name}*")) else "structured_measurement.csv", columns)
         for line in tqdm(lines, desc="Reading the measurements", unit=" lines", delay=1):
-            exam = by_measurement.get(line["measurement_id"])
-            if exam is None:
-                exam = by_measurement[line["measurement_id"]] = Exam(
-                    datetime.fromisoformat(line["measurement_datetime"])
-                )
-                exams[line["subject_id"]].append(exam)
-            if line["measurement"] in MEASUREMENTS:
-                value = _value(line["result"])
-                if value is not None:
-                    exam.measurements[line["measurement"]] = value
-        if not any(exam.measurements for exam in by_measurement.values()):
+            if line["measurement_id"] not in measurements:
+                values = measurements[line["measurement_id"]] = {}
+                time = datetime.fromisoformat(line["measurement_datetime"])
+                exams[line["subject_id"]].append(Exam(time, None, [], values))
+            value = _value(line["result"]) if line["measurement"] in MEASUREMENTS else None
+            if value is not None:
+                measurements[line["measurement_id"]][line["measurement"]] = value
+        if not any(measurements.values()):
             raise ValueError(f"structured-measurement.csv has none of the measurements {', '.join(MEASUREMENTS)}")
         return exams
 
@@ -147,7 +142,7 @@ class MimicIvEcho(EcgBuilder):
         }
 
     def read(self, row: Mapping[str, Any]) -> DigitalEcg:
-        return read_wfdb(self.ecg_folder / row["path"])
+        return read_wfdb(inside(self.ecg_folder, row["path"]))
 
 
 def _value(result: str) -> float | None:

@@ -9,13 +9,14 @@ number of leads than three are rejected.  Splits by patient: 70 % train, 10 % va
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig, LeftOut
 from ecgformers.datasets_scripts.command_line import main
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg
-from ecgformers.datasets_scripts.rows import number, patient_split, sex_name
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, LeftOut, option
+from ecgformers.datasets_scripts.rows import patient_split
+from ecgformers.datasets_scripts.tables import number, sex_name
 
 MEASUREMENTS = (
     "LVEF (%)",
@@ -31,8 +32,8 @@ AVAILABLE = "Hig-resolution ECG available"  # as the table spells it
 
 @dataclass
 class MusicConfig(EcgConfig):
-    start: float = field(default=0.0, metadata={"help": "seconds to skip at the beginning of a recording"})
-    seconds: float | None = field(default=None, metadata={"help": "keep only so many", "type": float})
+    start: float = option("seconds to skip at the beginning of a recording", 0.0, float)
+    seconds: float | None = option("keep only so many", kind=float)
 
 
 class Music(EcgBuilder):

@@ -6,14 +6,14 @@ Source: Wagner et al., Scientific Data 7:154 (2020), https://doi.org/10.13026/kf
 files as in its release 1.0.3.  Splits: folds 1-8 train, 9 validation, 10 test, as its authors recommend.
 """
 
-import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ecgformers.datasets_scripts.building import EcgBuilder, EcgConfig
 from ecgformers.datasets_scripts.command_line import main
-from ecgformers.datasets_scripts.rows import number, sex_name, statements
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, option
+from ecgformers.datasets_scripts.rows import statements
+from ecgformers.datasets_scripts.tables import likelihoods, number, sex_name
 
 FILES = {100: "filename_lr", 500: "filename_hr"}
 COLUMNS = ("ecg_id", "patient_id", "age", "sex", "report", "scp_codes", "strat_fold")
@@ -21,7 +21,7 @@ COLUMNS = ("ecg_id", "patient_id", "age", "sex", "report", "scp_codes", "strat_f
 
 @dataclass
 class PtbXlConfig(EcgConfig):
-    rate: int = field(default=500, metadata={"help": "Hz", "choices": tuple(FILES)})
+    rate: int = option("Hz", 500, int, choices=FILES)
 
 
 class PtbXl(EcgBuilder):
@@ -43,7 +43,7 @@ class PtbXl(EcgBuilder):
             "record_id": entry["ecg_id"],
             "patient_id": str(int(float(entry["patient_id"]))),
             "report": entry["report"],
-            "statements": statements(ast.literal_eval(entry["scp_codes"])),
+            "statements": statements(likelihoods(entry["scp_codes"])),
             "age": 90.0 if age == 300 else age,  # the table's code for "over 89"
             "sex": sex_name(entry["sex"], male="0", female="1"),
             "fold": fold,

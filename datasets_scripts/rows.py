@@ -91,28 +91,6 @@ def patient_split(patient_id: str, validation: float, test: float = 0.0) -> str:
     return "test" if place < test else "validation" if place < test + validation else "train"
 
 
-def number(text: str | None) -> float | None:
-    """A number of a table; None where the field is empty or says NaN."""
-    if text is None or text.strip().lower() in {"", "nan", "na", "none", "unknown"}:
-        return None
-    return float(text)
-
-
-def binary(text: str | None) -> int | None:
-    """A 0/1 field of a table, also written as true/false or 1.0; None where it is empty."""
-    if text is None or not text.strip():
-        return None
-    try:
-        return {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}[text.strip().lower()]
-    except KeyError:
-        raise ValueError(f"{text!r} is not 0 or 1") from None
-
-
-def sex_name(text: str | None, male: str, female: str) -> str | None:
-    """ "male" or "female" for the source's own words for them; None where the field is empty or says neither."""
-    return {male.lower(): "male", female.lower(): "female"}.get((text or "").strip().lower())
-
-
 def lead_name(name: str) -> str:
     """The standard name of a standard lead; others (the X, Y, Z of Frank) keep their own."""
     try:

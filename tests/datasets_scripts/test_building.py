@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgformers.datasets_scripts import building
+from ecgformers.datasets_scripts import building, ecg_builder, plan
 from ecgformers.datasets_scripts.building import BrokenRecording, build
 from ecgformers.datasets_scripts.command_line import main
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> SimpleNamespace:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "ROWS_A_CHUNK", 3)
+    monkeypatch.setattr(plan, "ROWS_A_CHUNK", 3)
     monkeypatch.setattr(building, "CHUNKS_A_SHARD", 2)
 
 
@@ -104,7 +104,7 @@ def test_the_number_of_processes_changes_nothing(source: SimpleNamespace, tmp_pa
 def test_large_recordings_are_written_in_bounded_pieces(
     source: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "BYTES_A_ROW_GROUP", 3 * 100 * 12 * 2)  # three recordings
+    monkeypatch.setattr(ecg_builder, "BYTES_A_ROW_GROUP", 3 * 100 * 12 * 2)  # three recordings
     build(builder(source), tmp_path / "out")
     rows = [row for split in load(tmp_path / "out").values() for row in split]
     assert sorted(int(row["record_id"]) for row in rows) == list(range(1, 21))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import scipy.io
 
-from ecgformers.datasets_scripts.building import EcgBuilder, build
+from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.code_15 import Code15
 from ecgformers.datasets_scripts.cpsc2018 import Cpsc2018
 from ecgformers.datasets_scripts.csn import Csn
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder
 from ecgformers.datasets_scripts.georgia import Georgia
 from ecgformers.datasets_scripts.mimic_iv_ecg import MimicIvEcg
 from ecgformers.datasets_scripts.ptb_xl import PtbXl

@@ -8,11 +8,12 @@ import layouts
 import numpy as np
 import pytest
 
-from ecgformers.datasets_scripts.building import EcgBuilder, build
+from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.code_15 import Code15
 from ecgformers.datasets_scripts.code_test import CodeTest
 from ecgformers.datasets_scripts.cpsc2018 import Cpsc2018
 from ecgformers.datasets_scripts.csn import Csn
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder
 from ecgformers.datasets_scripts.ecg_folder import EcgFolder
 from ecgformers.datasets_scripts.georgia import Georgia
 from ecgformers.datasets_scripts.mimic_iv_ecg import MimicIvEcg, join_report
@@ -197,7 +198,7 @@ def test_mimic_iv_echo_says_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ecg_dir is not given.*mimic-iv-ecg/1.0"):
         Built(MimicIvEcho, tmp_path / "echo")
     layouts.mimic_iv_ecg(tmp_path / "ecg")
-    with pytest.raises(FileNotFoundError, match=r"echo-study-list.csv is missing.*Sign the agreement"):
+    with pytest.raises(FileNotFoundError, match=r"echo-record-list.csv is missing.*Sign the agreement"):
         Built(MimicIvEcho, tmp_path / "echo", ecg_dir=str(tmp_path / "ecg"))
 
 
@@ -285,3 +286,24 @@ def test_patient_splits_are_stable_and_of_the_right_size() -> None:
     assert splits.count("test") / 20000 == pytest.approx(0.2, abs=0.01)
     assert splits.count("validation") / 20000 == pytest.approx(0.1, abs=0.01)
     assert patient_split("10000032", 0.02) == "train"  # for ever
+
+
+@pytest.mark.parametrize("path", ["../elsewhere/one", "/etc/passwd"])
+def test_no_table_leads_out_of_the_data_folder(tmp_path: Path, path: str) -> None:
+    layouts.write_wfdb(tmp_path / "elsewhere" / "one", layouts.ecg(1))
+    layouts.write_wfdb(tmp_path / "source" / "two", layouts.ecg(2))
+    layouts.write_csv(tmp_path / "source" / "table.csv", [{"file": "two"}, {"file": path}])
+    built = Built(EcgFolder, tmp_path / "source", table="table.csv", path_column="file")
+    assert built.rows.keys() == {"two"}
+    assert "does not lie in" in (tmp_path / "built" / "rejects.jsonl").read_text()
+
+
+def test_ecg_folder_by_folds(tmp_path: Path) -> None:
+    for number in range(4):
+        layouts.write_wfdb(tmp_path / "source" / str(number), layouts.ecg(number))
+    lines = [{"id": number, "fold": fold} for number, fold in enumerate(("1", "9.0", "10", ""))]
+    layouts.write_csv(tmp_path / "source" / "table.csv", lines)
+    folds = {"fold_column": "fold", "validation_folds": "8, 9", "test_folds": "10"}
+    built = Built(EcgFolder, tmp_path / "source", table="table.csv", id_column="id", **folds)
+    assert [built.rows[str(number)]["split"] for number in range(4)] == ["train", "validation", "test", "train"]
+    assert [built.rows[str(number)]["fold"] for number in range(4)] == [1, 9, 10, None]

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from loopback_hub import LoopbackHub
 
-from ecgformers.datasets_scripts import building
-from ecgformers.datasets_scripts.building import EcgBuilder, build
+from ecgformers.datasets_scripts import building, plan
+from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.command_line import main
+from ecgformers.datasets_scripts.ecg_builder import EcgBuilder
 from ecgformers.datasets_scripts.mimic_iv_echo import MimicIvEcho
 from ecgformers.datasets_scripts.ptb_xl import PtbXl
 from ecgformers.datasets_scripts.publishing import push
@@ -59,7 +60,7 @@ def built_ptb_xl(folder: Path, records: int = 20) -> dict[str, np.ndarray]:
 def test_pushed_and_loaded_by_name(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(building, "ROWS_A_CHUNK", 3)
+    monkeypatch.setattr(plan, "ROWS_A_CHUNK", 3)
     monkeypatch.setattr(building, "CHUNKS_A_SHARD", 1)
     signals = built_ptb_xl(tmp_path)
     main(PtbXl, ["push", "--output", str(tmp_path / "built"), "--repo", "org/ptb_xl"])
@@ -76,7 +77,7 @@ def test_pushed_and_loaded_by_name(
 def test_a_smaller_build_replaces_a_larger_one(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "ROWS_A_CHUNK", 3)
+    monkeypatch.setattr(plan, "ROWS_A_CHUNK", 3)
     monkeypatch.setattr(building, "CHUNKS_A_SHARD", 1)
     for records in (20, 4):
         built_ptb_xl(tmp_path, records)
