@@ -2,7 +2,7 @@
 
     python benchmarks/bootstrap.py
 
-The loop is timed on some of the resamples, whose values must agree, and its time is scaled up to all.  Linux only.
+The loop is timed on some of the resamples, whose values must agree, and its time is scaled up to all.  Linux with glibc only.
 """
 
 from collections.abc import Callable
@@ -49,10 +49,10 @@ def loop(records: int, classes: int, resamples: int) -> Callable[[], float]:
 def main() -> None:
     rows = []
     for records, classes in SIZES:
-        one_by_one = measure(loop, records, classes, LOOP_RESAMPLES, runs=1)
-        same = measure(ours, records, classes, LOOP_RESAMPLES, runs=1)
+        one_by_one = measure(loop, records, classes, LOOP_RESAMPLES, more_runs=1)
+        same = measure(ours, records, classes, LOOP_RESAMPLES, more_runs=1)
         np.testing.assert_allclose(same.value, one_by_one.value)
-        at_once = measure(ours, records, classes, RESAMPLES, runs=2)
+        at_once = measure(ours, records, classes, RESAMPLES, more_runs=2)
         expected = one_by_one.seconds * RESAMPLES / LOOP_RESAMPLES
         rows.append(
             (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-BLOCK = 1 << 17  # records x resamples at a time: their running sums stay in the processor's cache
+BLOCK = 1 << 15  # resamples x records at a time: their running sums stay in the processor's cache
 MICRO_BLOCK = 1 << 23
 
 Metric = Callable[[ArrayLike, ArrayLike, ArrayLike | None], np.ndarray]
@@ -62,10 +62,11 @@ def best_thresholds(targets: ArrayLike, scores: ArrayLike) -> np.ndarray:
     targets, scores = check_scores(targets, scores)
     result = np.full(targets.shape[1], np.nan)
     for index, (target, score) in enumerate(zip(targets.T, scores.T, strict=True)):
-        order, ends = _descending(score)
-        hits = target[order].cumsum()[ends]
+        order, starts = _descending(score)
+        chosen = np.append(starts[1:], len(order))  # how many records each threshold takes
+        hits = target[order].cumsum()[chosen - 1]
         if 0 < hits[-1] < len(target):
-            result[index] = score[order[ends[(hits / (ends + 1 + hits[-1])).argmax()]]]
+            result[index] = score[order[starts[(hits / (chosen + hits[-1])).argmax()]]]
     return result
 
 
@@ -126,45 +127,50 @@ def check_weights(weights: ArrayLike | None, records: int) -> np.ndarray:
 
 
 def _descending(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order of falling scores (n,), and where in it each run of equal scores ends."""
+    """The order of falling scores (n,), and where in it each run of equal scores starts (thresholds,)."""
     order = np.argsort(-score, kind="stable")
-    ends = np.flatnonzero(np.diff(score[order], append=-np.inf))
-    return order, ends
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))
+    return order, starts
 
 
 def _over_classes(
     statistic: Statistic, targets: ArrayLike, scores: ArrayLike, weights: ArrayLike | None
 ) -> np.ndarray:
-    """`statistic(tp, fp)` of every class and resample; both (thresholds, resamples), at falling thresholds."""
+    """`statistic(positives, negatives)` of every class and resample, from their weights at each of the falling
+    thresholds, (resamples, thresholds)."""
     targets, scores = check_scores(targets, scores)
     weights = check_weights(weights, len(targets))
     rows = np.atleast_2d(weights)  # (resamples, n)
     orders = [_descending(score) for score in scores.T]
     result = np.full((len(rows), targets.shape[1]), np.nan)
     size = max(1, BLOCK // len(targets))
-    for start in range(0, len(rows), size):
-        block = np.ascontiguousarray(rows[start : start + size].T, dtype=np.float64)  # (n, resamples)
-        for index, (order, ends) in enumerate(orders):
-            ordered = block[order]
-            total = ordered.cumsum(0)[ends]  # (thresholds, resamples): weight of the records at or above
-            ordered *= targets[order, index, None]
-            tp = ordered.cumsum(0)[ends]
+    for first in range(0, len(rows), size):
+        block = rows[first : first + size].astype(np.float64)
+        for index, (order, starts) in enumerate(orders):
+            ordered = block.take(order, axis=1)
+            positives = ordered * targets[order, index]
+            if len(starts) < len(order):
+                ordered, positives = (np.add.reduceat(x, starts, axis=1) for x in (ordered, positives))
+            negatives = ordered - positives
             with np.errstate(invalid="ignore", divide="ignore"):
-                value = statistic(tp, total - tp)
-            both_labels = (tp[-1] > 0) & (tp[-1] < total[-1])
-            result[start : start + size, index] = np.where(both_labels, value, np.nan)
+                value = statistic(positives, negatives)
+            both_labels = positives.any(1) & negatives.any(1)
+            result[first : first + size, index] = np.where(both_labels, value, np.nan)
     return result.reshape(*weights.shape[:-1], -1)
 
 
-def _auroc(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
-    steps, heights = np.diff(fp, axis=0, prepend=0), tp - np.diff(tp, axis=0, prepend=0) / 2  # trapezoids
-    return np.einsum("tr,tr->r", steps, heights) / (tp[-1] * fp[-1])
+def _auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    above = positives.cumsum(1)
+    pairs = np.einsum("rt,rt->r", negatives, above - positives / 2)  # positive above negative, ties one half
+    return pairs / (above[:, -1] * negatives.sum(1))
 
 
-def _average_precision(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
+def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    tp, fp = positives.cumsum(1), negatives.cumsum(1)
     precision = tp / np.maximum(tp + fp, np.finfo(np.float64).tiny)
-    return np.einsum("tr,tr->r", np.diff(tp, axis=0, prepend=0), precision) / tp[-1]
+    return np.einsum("rt,rt->r", positives, precision) / tp[:, -1]
 
 
-def _best_f1(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
-    return (2 * tp / (tp + fp + tp[-1])).max(0)
+def _best_f1(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    tp, fp = positives.cumsum(1), negatives.cumsum(1)
+    return (2 * tp / (tp + fp + tp[:, -1:])).max(1)
