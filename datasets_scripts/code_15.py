@@ -45,7 +45,7 @@ class Exam(NamedTuple):
     male: bool | None = None
     labels: tuple[int | None, ...] = ()
     file: str = ""
-    index: int | None = None
+    place: int | None = None
 
 
 class CodeBuilder(EcgBuilder):
@@ -89,13 +89,13 @@ class Code15(CodeBuilder):
         for part in parts:  # in the order of the files, so that they are read from front to back
             with h5py.File(part, "r") as file:
                 ids = file["exam_id"][:]
-            for index, exam_id in enumerate(map(str, ids)):
+            for place, exam_id in enumerate(map(str, ids)):
                 if exam_id != "0":  # the last line of a part is empty
-                    yield exams.pop(exam_id, Exam(exam_id))._replace(file=part.name, index=index)
+                    yield exams.pop(exam_id, Exam(exam_id))._replace(file=part.name, place=place)
         yield from exams.values()
 
     def row(self, entry: Exam) -> dict[str, Any]:
-        if entry.index is None:
+        if entry.place is None:
             raise LeftOut(f"{entry.file} is missing or lacks the exam")
         if not entry.patient_id:
             raise ValueError(f"exam {entry.exam_id} of {entry.file} is not in exams.csv")
@@ -108,9 +108,9 @@ class Code15(CodeBuilder):
             "age": entry.age,
             "sex": "male" if entry.male else "female",
             "split": patient_split(entry.patient_id, validation=0.05, test=0.05),
-            "source": f"{entry.file}/{entry.index}",
+            "source": f"{entry.file}/{entry.place}",
             "path": entry.file,
-            "index": entry.index,
+            "index": entry.place,
         }
 
 

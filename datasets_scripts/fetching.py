@@ -73,5 +73,8 @@ def _fetch_file(client: httpx.Client, url: str, path: Path, digest: str) -> None
 def _is(path: Path, digest: str) -> bool:
     if not path.is_file():
         return False
+    found = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest() == digest
