@@ -1,7 +1,7 @@
 """Everything that is said of a multi-label classifier's scores, ready for JSON and tables."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,19 +27,22 @@ def classification_summary(
 
     Args:
         targets: (n, classes) of 0 and 1.
-        scores: (n, classes).
+        scores: (n, classes), or (runs, n, classes) for means over several runs of the same method.
         classes: their names; by default their numbers.
         patients: (n,); by default every record counts as a patient.
-        thresholds: (classes,), chosen on other records: adds balanced accuracy.
+        thresholds: (classes,) or (runs, classes), chosen on other records: adds balanced accuracy.
         are_probabilities: adds Brier score and calibration error.
         resamples: of the patients; 0 for no intervals.
 
     Returns:
         `records`, `patients`; figures such as `auroc_macro` as {"value", "low", "high"}, None where there is none;
-        `classes`, the same by class with the number of positives; `left_out`, the classes that the macro figures
-        leave out, with reasons; `notes`, what a reader must know.
+        `auroc_macro_of_runs`; `classes`, the same by class with the number of positives; `left_out`, the classes that
+        the macro figures leave out, with reasons; `notes`, what a reader must know.
     """
-    targets, scores = check_scores(targets, scores)
+    runs = np.asarray(scores, np.float64)
+    runs = runs if runs.ndim == 3 else runs[None]  # (runs, n, classes)
+    for run in runs:
+        targets, _ = check_scores(targets, run)
     names = [str(index) for index in range(targets.shape[1])] if classes is None else list(classes)
     if len(names) != targets.shape[1]:
         raise ValueError(f"{len(names)} class names for {targets.shape[1]} classes")
@@ -49,32 +52,34 @@ def classification_summary(
     patient_count = len(np.unique(patients))
     counts = resample_counts(patients, resamples, seed) if resamples and patient_count > 1 else None
 
-    metrics: dict[str, Callable[..., np.ndarray]] = {
-        "auroc": partial(auroc, targets, scores),
-        "average_precision": partial(average_precision, targets, scores),
-        "best_f1": partial(best_f1, targets, scores),
+    metrics: dict[str, list[Callable[..., np.ndarray]]] = {  # one function a run
+        "auroc": [partial(auroc, targets, run) for run in runs],
+        "average_precision": [partial(average_precision, targets, run) for run in runs],
+        "best_f1": [partial(best_f1, targets, run) for run in runs],
     }
     if thresholds is not None:
-        decisions = scores >= np.nan_to_num(np.asarray(thresholds, np.float64), nan=np.inf)
-        metrics["balanced_accuracy"] = partial(balanced_accuracy, targets, decisions)
+        limits = np.broadcast_to(np.nan_to_num(np.asarray(thresholds, np.float64), nan=np.inf), runs[:, 0].shape)
+        decisions = runs >= limits[:, None]
+        metrics["balanced_accuracy"] = [partial(balanced_accuracy, targets, run) for run in decisions]
     if are_probabilities:
-        metrics["brier_score"] = partial(brier_score, targets, scores)
-        metrics["calibration_error"] = partial(calibration_error, targets, scores)
+        metrics["brier_score"] = [partial(brier_score, targets, run) for run in runs]
+        metrics["calibration_error"] = [partial(calibration_error, targets, run) for run in runs]
 
     figures: dict[str, Any] = {}
     by_class: dict[str, dict[str, Any]] = {
         name: {"positives": int(positives)} for name, positives in zip(names, targets.sum(0), strict=True)
     }
-    for metric_name, metric in metrics.items():
-        values = metric()  # (classes,)
-        resampled = None if counts is None else metric(weights=counts)  # (resamples, classes)
+    for metric_name, functions in metrics.items():
+        values = _mean(function() for function in functions)  # (classes,)
+        resampled = None if counts is None else _mean(function(weights=counts) for function in functions)
         figures[f"{metric_name}_macro"] = _figure(macro(values), None if resampled is None else macro(resampled))
         for index, name in enumerate(names):
             by_class[name][metric_name] = _figure(values[index], None if resampled is None else resampled[:, index])
     for ranking in (auroc, average_precision):
-        together = partial(micro, ranking, targets, scores)
-        resampled = None if counts is None else together(counts)
-        figures[f"{ranking.__name__}_micro"] = _figure(together(), resampled)
+        together = [partial(micro, ranking, targets, run) for run in runs]
+        resampled = None if counts is None else _mean(function(counts) for function in together)
+        figures[f"{ranking.__name__}_micro"] = _figure(_mean(function() for function in together), resampled)
+    figures["auroc_macro_of_runs"] = [_figure(macro(auroc(targets, run)), None)["value"] for run in runs]
 
     left_out = left_out_classes(targets, names)
     return {
@@ -85,6 +90,10 @@ def classification_summary(
         "left_out": left_out,
         "notes": _notes(left_out, len(names), patient_count, bool(resamples)),
     }
+
+
+def _mean(values: Iterable[np.ndarray]) -> np.ndarray:
+    return np.mean(list(values), axis=0)
 
 
 def _figure(value: Any, resampled: np.ndarray | None) -> dict[str, float | None]:

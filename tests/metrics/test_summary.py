@@ -42,6 +42,17 @@ def test_probabilities_and_thresholds_add_figures(scored):
     assert 0 < summary["calibration_error_macro"]["value"] < 1
 
 
+def test_several_runs_are_averaged(scored):
+    targets, scores, patients = scored
+    other = scores[:, ::-1]
+    summary = classification_summary(targets, np.stack([scores, other]), None, patients, resamples=20)
+    alone = [classification_summary(targets, run, None, patients, resamples=20) for run in (scores, other)]
+    values = [run["auroc_macro"]["value"] for run in alone]
+    assert summary["auroc_macro"]["value"] == pytest.approx(np.mean(values))
+    assert summary["auroc_macro_of_runs"] == pytest.approx(values)
+    assert summary["auroc_macro"]["low"] > min(run["auroc_macro"]["low"] for run in alone)
+
+
 def assert_no_nan(tree):
     json.dumps(tree, allow_nan=False)
 
