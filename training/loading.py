@@ -1,0 +1,217 @@
+"""From data sets to batches: recordings prepared once, augmented by record and epoch.
+
+Neither the order of records nor the number of workers changes what a model sees of a record in an epoch.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from datasets import Array2D, Dataset, List, Value, concatenate_datasets, load_dataset, load_from_disk
+
+from ecgformers.datasets_scripts.rows import SIGNAL_COLUMNS, row_to_record
+from ecgformers.modeling.configuration_melp import MelpEcgConfig
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.losses_ecg import sample_negative_indices, sample_span_mask
+from ecgformers.modeling.quality_ecg import EcgQualityError
+
+logger = get_logger(__name__)
+
+
+def load_split(folders: Sequence[str], split: str) -> Dataset:
+    """One split of several data sets (folders or Hub names), their common columns one after the other."""
+    parts = [load_dataset(folder, split=split) for folder in folders]
+    common = set.intersection(*(set(part.column_names) for part in parts))
+    return concatenate_datasets([part.select_columns(sorted(common)) for part in parts])
+
+
+def prepare(dataset: Dataset, extractor: EcgFeatureExtractor, cache: Path) -> Dataset:
+    """Run the feature extractor over a data set once and keep the result in `cache`.
+
+    Adds `input_values` (leads, samples), `lead_mask` (leads) and `sample_mask` (samples); a recording that the
+    extractor refuses is left out, with a message that says how many and why.
+    """
+    settings = json.dumps(extractor.to_dict(), sort_keys=True, default=str)
+    folder = cache / hashlib.sha256(f"{dataset._fingerprint}{settings}".encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        unfinished = folder.with_suffix(".partial")
+        features = dataset.features.copy()
+        for name in SIGNAL_COLUMNS:
+            del features[name]
+        features["input_values"] = Array2D((len(extractor.lead_names), extractor.num_samples), "float32")
+        features["lead_mask"] = features["sample_mask"] = List(Value("int8"))
+        features["refusal"] = Value("string")
+        prepared = dataset.with_format("numpy").map(
+            _prepare_batch,
+            fn_kwargs={"extractor": extractor},
+            batched=True,
+            batch_size=64,
+            remove_columns=list(SIGNAL_COLUMNS),
+            features=features,
+            load_from_cache_file=False,
+            desc="preparing recordings",
+        )
+        refusals = [reason for reason in prepared.with_format(None)["refusal"] if reason]
+        if refusals:
+            logger.warning("%d recordings left out: %s", len(refusals), "; ".join(refusals))
+            prepared = prepared.filter(lambda reason: not reason, input_columns="refusal")
+        prepared.remove_columns("refusal").save_to_disk(unfinished)
+        unfinished.rename(folder)
+    return load_from_disk(folder).with_format("numpy")
+
+
+def _prepare_batch(rows: Mapping[str, Sequence[Any]], extractor: EcgFeatureExtractor) -> dict[str, list[Any]]:
+    columns = ("record_id", "source", *SIGNAL_COLUMNS)
+    result: dict[str, list[Any]] = {name: [] for name in (*extractor.model_input_names, "refusal")}
+    for values in zip(*(rows[name] for name in columns), strict=True):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                inputs = extractor(row_to_record(dict(zip(columns, values, strict=True))))
+            result["refusal"].append("")
+        except EcgQualityError as error:
+            leads, samples = len(extractor.lead_names), extractor.num_samples
+            shapes = {"input_values": (1, leads, samples), "lead_mask": (1, leads), "sample_mask": (1, samples)}
+            inputs = {name: np.zeros(shape) for name, shape in shapes.items()}
+            result["refusal"].append(str(error))
+        for name in extractor.model_input_names:
+            result[name].append(inputs[name][0])
+    return result
+
+
+def clean_report(report: str) -> str:
+    """Lower case, single spaces, a full stop at the end (the rules of MELP's reports)."""
+    text = " ".join(report.lower().split())
+    return text if text.endswith(".") else f"{text}."
+
+
+def stable_hash(text: str) -> int:
+    """A 63-bit number that is the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a recording, drawn anew for every record and epoch, and the same whoever draws it.
+
+    Args:
+        lead_drop: probability with which each lead is left out (MELP: 0.5).
+        shift: largest circular shift, in seconds.
+        scale: standard deviation of the logarithm of a factor on the whole recording.
+        noise: standard deviation of added white noise, in units of the model's input.
+    """
+
+    lead_drop: float = 0.0
+    shift: float = 0.0
+    scale: float = 0.0
+    noise: float = 0.0
+
+    def __call__(
+        self, values: np.ndarray, lead_mask: np.ndarray, sampling_rate: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`values` (leads, samples), `lead_mask` (leads) -> the same, changed."""
+        draws = rng.random(len(values)), rng.random(), rng.standard_normal()
+        keep = draws[0] >= self.lead_drop
+        if not (keep & (lead_mask > 0)).any():
+            keep = lead_mask > 0
+        if self.shift:
+            values = np.roll(values, int(draws[1] * self.shift * sampling_rate), axis=-1)
+        if self.scale:
+            values = values * np.exp(self.scale * draws[2])
+        if self.noise:
+            values = values + self.noise * rng.standard_normal(values.shape)
+        return values.astype(np.float32), lead_mask * keep
+
+
+def record_rng(seed: int, epoch: int, record_id: str) -> np.random.Generator:
+    """The random numbers of one record in one epoch."""
+    return np.random.default_rng([seed, epoch, stable_hash(record_id)])
+
+
+def epoch_batches(
+    size: int, batch_size: int, seed: int, epoch: int, rank: int = 0, processes: int = 1, start: int = 0
+) -> Iterator[list[int]]:
+    """This process' batches of one epoch from batch `start` on; the last incomplete one is left out.
+
+    The union over processes is the same whatever their number, if `batch_size * processes` is.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(size)
+    total = batch_size * processes
+    for batch in range(start, size // total):
+        first = batch * total + rank * batch_size
+        yield order[first : first + batch_size].tolist()
+
+
+@dataclass
+class EcgTextCollator:
+    """Rows -> recordings, augmented, and their tokenised reports."""
+
+    processor: Any
+    augmentation: Augmentation
+    seed: int
+    epoch: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rate = self.processor.feature_extractor.sampling_rate
+        ecgs = [
+            self.augmentation(
+                row["input_values"], row["lead_mask"], rate, record_rng(self.seed, self.epoch, str(row["record_id"]))
+            )
+            for row in rows
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a report longer than the model takes is cut
+            text = self.processor(text=[str(row["report"]) for row in rows])
+        return {
+            "input_values": torch.from_numpy(np.stack([values for values, _ in ecgs])),
+            "lead_mask": torch.from_numpy(np.stack([mask for _, mask in ecgs])).long(),
+            "sample_mask": torch.from_numpy(np.stack([row["sample_mask"] for row in rows])).long(),
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "record_ids": [str(row["record_id"]) for row in rows],
+        }
+
+
+@dataclass
+class EcgHalvesCollator:
+    """Rows -> the two halves of each recording, augmented apart, with the steps to predict and their negatives."""
+
+    config: MelpEcgConfig
+    steps: int
+    sampling_rate: float
+    augmentation: Augmentation
+    seed: int
+    epoch: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, list[Any]] = {name: [] for name in ("values", "leads", "masked", "negatives")}
+        for row in rows:
+            rng = record_rng(self.seed, self.epoch, str(row["record_id"]))
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            for half in np.split(row["input_values"], 2, axis=-1):
+                values, leads = self.augmentation(half, row["lead_mask"], self.sampling_rate, rng)
+                masked = sample_span_mask(
+                    1, self.steps, self.config.mask_time_prob, self.config.mask_time_length, generator=generator
+                )
+                batch["values"].append(torch.from_numpy(values))
+                batch["leads"].append(torch.from_numpy(leads).long())
+                batch["masked"].append(masked[0])
+                batch["negatives"].append(
+                    sample_negative_indices(masked, self.config.num_negatives, generator=generator)[0]
+                )
+        stacked = {name: torch.stack(tensors).unflatten(0, (-1, 2)) for name, tensors in batch.items()}
+        return {
+            "input_values": stacked["values"],  # (batch, 2, leads, samples)
+            "lead_mask": stacked["leads"],
+            "masked_steps": stacked["masked"],
+            "negative_indices": stacked["negatives"],
+            "patient_ids": torch.tensor([stable_hash(str(row["patient_id"])) for row in rows]),
+            "record_ids": [str(row["record_id"]) for row in rows],
+        }

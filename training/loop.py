@@ -1,0 +1,319 @@
+"""The training loop that all recipes share: Accelerate, exact resume, best model by validation, trackers.
+
+A run's folder holds `checkpoint-STEP/` (the newest `keep` of them, each whole or absent), `best/` (the model that
+validated best), `log.jsonl` (every figure logged) and `settings.json`.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ecgformers.training.diagnostics import CollapseWatch, check_gather, embedding_spread
+from ecgformers.training.loading import epoch_batches
+
+
+@dataclass
+class LoopSettings:
+    """How to train.
+
+    Args:
+        output: the run's folder.
+        epochs, max_steps: whichever ends first (`max_steps` 0: no limit).
+        batch_size: records a process; accumulation: batches an optimiser step.
+        decay: "cosine" to zero over the whole run, or "constant".
+        precision: "no", "bf16" or "fp16".
+        workers: loader processes; they change nothing but the speed.
+        save_steps: optimiser steps between checkpoints; keep: how many remain.
+        evaluations_per_epoch: validations an epoch; patience: stop after so many without a better score (0: never).
+        trackers: of "tensorboard", "trackio".
+        resume: go on from the newest whole checkpoint, if there is one.
+    """
+
+    output: str
+    seed: int = 0
+    epochs: int = 10
+    max_steps: int = 0
+    batch_size: int = 64
+    accumulation: int = 1
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.2
+    betas: Sequence[float] = (0.9, 0.95)
+    warmup_steps: int = 100
+    decay: str = "cosine"
+    max_grad_norm: float = 1.0
+    precision: str = "no"
+    workers: int = 0
+    save_steps: int = 200
+    keep: int = 2
+    evaluations_per_epoch: int = 1
+    patience: int = 0
+    trackers: Sequence[str] = ()
+    log_steps: int = 10
+    resume: bool = False
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity in a batch or its loss."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    step: int = 0  # optimiser steps
+    best_score: float = -math.inf
+    evaluations_since_best: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]):
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def make_accelerator(settings: LoopSettings) -> Accelerator:
+    """An Accelerator for these settings; call it once, before any data is loaded."""
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=list(settings.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=settings.output, logging_dir=settings.output),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    check_gather(accelerator)
+    set_seed(settings.seed, device_specific=True)
+    return accelerator
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters for AdamW: matrices with weight decay; biases, norms and scalars without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int, decay: str) -> float:
+    """Linear warm-up, then cosine to zero or constant."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if decay == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+
+def train(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    dataset: Any,
+    make_collator: Callable[[int], Callable[[Sequence[Any]], dict[str, Any]]],
+    settings: LoopSettings,
+    save_model: Callable[[torch.nn.Module, Path], None],
+    evaluate: Callable[[torch.nn.Module], dict[str, float]],
+    score: str,
+) -> Path:
+    """Train `model`, whose forward takes a batch and returns an output with `loss` (and named parts).
+
+    Args:
+        dataset: anything with `len` and `[index]`.
+        make_collator: epoch -> the collator of that epoch.
+        save_model: writes the model (and its processor) to a folder.
+        evaluate: figures of the model; `score` names the one to be maximised.
+
+    Returns:
+        the folder of the best model.
+
+    Raises:
+        NonFiniteError: with the record ids; the newest checkpoint is from before.
+        CollapseError: the embeddings of both towers have fallen together.
+    """
+    output = Path(settings.output)
+    per_process = settings.batch_size
+    batches = len(dataset) // (per_process * accelerator.num_processes)
+    if batches < settings.accumulation:
+        raise ValueError(f"{len(dataset)} records make no step of {settings.accumulation} x {per_process} records")
+    steps_per_epoch = batches // settings.accumulation
+    batches = steps_per_epoch * settings.accumulation
+    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
+    parts = settings.evaluations_per_epoch
+    evaluation_steps = {round(steps_per_epoch * part / parts) for part in range(1, parts + 1)}
+
+    optimizer = torch.optim.AdamW(
+        decay_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=tuple(settings.betas)
+    )
+    scheduler = LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, settings.warmup_steps, int(total_steps), settings.decay)
+    )
+    progress = Progress()
+    # The scheduler is stepped once an optimiser step here, whatever the number of processes.
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(progress, scheduler)
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
+    newest = newest_checkpoint(output) if settings.resume else None
+    if newest is not None:
+        accelerator.load_state(newest)
+        accelerator.print(f"resumed from {newest}: epoch {progress.epoch}, step {progress.step}")
+    if settings.trackers:
+        accelerator.init_trackers(output.name)
+
+    watch = CollapseWatch()
+    sums: dict[str, float] = {}
+    started, seen = time.perf_counter(), 0
+    bar = tqdm(total=int(total_steps), initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+    done = progress.step >= total_steps
+    while not done:
+        loader = DataLoader(
+            dataset,
+            batch_sampler=list(
+                epoch_batches(
+                    len(dataset),
+                    per_process,
+                    settings.seed,
+                    progress.epoch,
+                    accelerator.process_index,
+                    accelerator.num_processes,
+                    progress.batch,
+                )
+            )[: batches - progress.batch],
+            collate_fn=make_collator(progress.epoch),
+            num_workers=settings.workers,
+            generator=torch.Generator(),  # workers' seeds: keeps the global generator for dropout alone
+        )
+        for batch in loader:
+            record_ids = batch.pop("record_ids")
+            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            model.train()
+            with accelerator.accumulate(model):
+                with accelerator.autocast():
+                    result = model(**batch)
+                stop_at_non_finite(batch, result.loss, record_ids)
+                accelerator.backward(result.loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            progress.batch += 1
+            seen += len(record_ids) * accelerator.num_processes
+            figures = step_figures(result, watch, per_process * accelerator.num_processes)
+            sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()} | {
+                "batches": sums.get("batches", 0.0) + 1
+            }
+            if not accelerator.sync_gradients:
+                continue
+            progress.step += 1
+            scheduler.step()
+            bar.update()
+            if progress.step % settings.log_steps == 0:
+                count = sums.pop("batches")
+                figures = {name: value / count for name, value in sums.items()}
+                figures["learning_rate"] = scheduler.get_last_lr()[0]
+                figures["records_per_second"] = seen / (time.perf_counter() - started)
+                log(accelerator, output, progress, figures)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+                sums = {}
+            done = progress.step >= total_steps
+            if progress.batch // settings.accumulation in evaluation_steps or done:
+                figures = evaluate(accelerator.unwrap_model(model))
+                log(accelerator, output, progress, figures)
+                bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+                progress.history.append({"step": progress.step, **figures})
+                progress.evaluations_since_best += 1
+                if figures[score] > progress.best_score:
+                    progress.best_score, progress.evaluations_since_best = figures[score], 0
+                    if accelerator.is_main_process:
+                        replace_folder(
+                            output / "best", lambda folder: save_model(accelerator.unwrap_model(model), folder)
+                        )
+                done = done or 0 < settings.patience <= progress.evaluations_since_best
+            at_end = progress.batch == batches
+            if at_end:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+            if done or progress.step % settings.save_steps == 0:
+                save_checkpoint(accelerator, output, progress.step, settings.keep)
+            if done or at_end:
+                break
+    bar.close()
+    accelerator.end_training()
+    return output / "best"
+
+
+def stop_at_non_finite(batch: Mapping[str, torch.Tensor], loss: torch.Tensor, record_ids: Sequence[str]):
+    """Raise `NonFiniteError` that names the records, before anything is learned from them."""
+    values = batch.get("input_values")
+    if values is not None:
+        finite = torch.isfinite(values).flatten(1).all(1)
+        if not finite.all():
+            bad = [record for record, good in zip(record_ids, finite.tolist(), strict=True) if not good]
+            raise NonFiniteError(f"NaN or infinity in the input of records {', '.join(bad)}")
+    if not torch.isfinite(loss):
+        raise NonFiniteError(f"the loss is {loss.item()} on a batch of records {', '.join(record_ids)}")
+
+
+def step_figures(result: Any, watch: CollapseWatch, batch: int) -> dict[str, float]:
+    """Loss parts, temperature and embedding spread of one batch."""
+    figures = {name: value.item() for name, value in result.items() if "loss" in name or name == "code_perplexity"}
+    if "logits_per_ecg" in result:
+        figures["spread_ecg"] = embedding_spread(result.ecg_embeds)
+        figures["spread_text"] = embedding_spread(result.text_embeds)
+        if "contrastive_loss" in result:
+            watch.check(figures["spread_ecg"], figures["spread_text"], figures["contrastive_loss"], batch)
+    return figures
+
+
+def log(accelerator: Accelerator, output: Path, progress: Progress, figures: Mapping[str, float]):
+    """One line in `log.jsonl`, and the trackers."""
+    accelerator.log(dict(figures), step=progress.step)
+    if accelerator.is_main_process:
+        with (output / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": progress.step, "epoch": progress.epoch, **figures}) + "\n")
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]):
+    """Write a folder beside `folder` and put it in its place: there is always a whole one."""
+    unfinished, old = folder.with_name(f"{folder.name}.partial"), folder.with_name(f"{folder.name}.old")
+    for leftover in (unfinished, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    write(unfinished)
+    if folder.exists():
+        folder.rename(old)
+    unfinished.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int):
+    """Everything that `--resume` needs, written beside and renamed; only the newest `keep` remain."""
+    unfinished = output / f"checkpoint-{step:08d}.partial"
+    accelerator.save_state(unfinished)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        whole = unfinished.with_suffix("")
+        if not whole.exists():
+            os.replace(unfinished, whole)
+        for path in sorted(output.glob("checkpoint-????????"))[:-keep]:
+            shutil.rmtree(path)
+    accelerator.wait_for_everyone()
+
+
+def newest_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    return max(output.glob("checkpoint-????????"), default=None)

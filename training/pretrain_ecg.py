@@ -1,0 +1,98 @@
+"""MELP's second stage: the ECG encoder without labels (masked prediction of wav2vec 2.0, and CMSC).
+
+    accelerate launch -m ecgformers.training.pretrain_ecg --config training/configs/melp.yaml data=[folder]
+
+`data` are data sets built by `datasets_scripts`.  Every recording is cut into two halves that attract each other, like
+all recordings of one patient; leads are left out at random in each half (section 3.1 of arXiv 2506.21803).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ecgformers.modeling.configuration_melp import MelpEcgConfig
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
+from ecgformers.training.loading import Augmentation, EcgHalvesCollator, epoch_batches, load_split, prepare
+from ecgformers.training.loop import LoopSettings, make_accelerator, train
+from ecgformers.training.settings import parse_settings
+
+
+@dataclass
+class EcgSettings:
+    """data: sources; processor: settings of EcgFeatureExtractor; model: fields of MelpEcgConfig."""
+
+    data: Sequence[str]
+    loop: LoopSettings
+    processor: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(lead_drop=0.5))
+    cache: str = ".cache/prepared"
+
+
+@torch.no_grad()
+def validate(
+    model: MelpEcgForPreTraining, dataset: Dataset, make_collator, batch_size: int, rank: int, processes: int
+) -> dict[str, float]:
+    """Losses on the validation recordings, with the same masks every time; `score` is the negative loss.
+
+    The losses are those of the batches of all processes, so each process takes its share, as in training.
+    """
+    model.eval()
+    collator, sums = make_collator(0), {"masked_loss": 0.0, "cmsc_loss": 0.0, "code_perplexity": 0.0}
+    batches = list(epoch_batches(len(dataset), batch_size, 0, 0, rank, processes))
+    for indices in batches:
+        batch = collator([dataset[index] for index in indices])
+        batch.pop("record_ids")
+        output = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+        sums = {name: total + output[name].item() for name, total in sums.items()}
+    figures = {f"validation_{name}": total / len(batches) for name, total in sums.items()}
+    return figures | {"validation_score": -figures["validation_masked_loss"] - figures["validation_cmsc_loss"]}
+
+
+def save(extractor: EcgFeatureExtractor, model: MelpEcgForPreTraining, folder: Path):
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+
+
+def main(arguments: Sequence[str] | None = None):
+    settings = parse_settings(EcgSettings, "ecg", __doc__, arguments)
+    accelerator = make_accelerator(settings.loop)
+    extractor = EcgFeatureExtractor(**settings.processor)
+    model = MelpEcgForPreTraining(MelpEcgConfig(**settings.model))
+    with accelerator.main_process_first():
+        dataset = prepare(load_split(settings.data, "train"), extractor, Path(settings.cache))
+        validation = prepare(load_split(settings.data, "validation"), extractor, Path(settings.cache))
+    accelerator.print(f"{len(dataset)} recordings, {model.num_parameters():,} parameters")
+    steps = int(model.encoder.output_length(torch.tensor(extractor.num_samples // 2)))
+
+    def make_collator(epoch: int, augmentation: Augmentation = settings.augmentation) -> EcgHalvesCollator:
+        return EcgHalvesCollator(model.config, steps, extractor.sampling_rate, augmentation, settings.loop.seed, epoch)
+
+    best = train(
+        accelerator,
+        model,
+        dataset,
+        make_collator,
+        settings.loop,
+        partial(save, extractor),
+        lambda trained: validate(
+            trained,
+            validation,
+            partial(make_collator, augmentation=Augmentation()),
+            settings.loop.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        ),
+        score="validation_score",
+    )
+    accelerator.print(f"best model: {best}")
+
+
+if __name__ == "__main__":
+    main()

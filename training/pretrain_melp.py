@@ -1,0 +1,134 @@
+"""MELP's third stage: ECGs and reports aligned at three scales.
+
+    accelerate launch -m ecgformers.training.pretrain_melp --config training/configs/melp.yaml \
+        data=[folder] text=runs/text/best ecg=runs/ecg/best
+
+`data` are data sets with reports, built by `datasets_scripts`; `text` and `ecg` are the models of the first two stages
+(either may be left out: random weights).  The best model is that with the highest mean zero-shot AUROC over `tasks` on
+the validation split.  The negatives are those of all processes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
+
+from ecgformers.datasets_scripts.tasks import TASKS, labels, prompts
+from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.modeling_melp import MelpModel
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
+from ecgformers.modeling.processing_ecg import EcgProcessor
+from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
+from ecgformers.training.evaluation import zero_shot_auroc
+from ecgformers.training.loading import Augmentation, EcgTextCollator, clean_report, load_split, prepare
+from ecgformers.training.loop import LoopSettings, make_accelerator, train
+from ecgformers.training.settings import parse_settings
+
+
+@dataclass
+class MelpSettings:
+    """data: sources with reports; text, ecg: folders of the first two stages; processor: settings of
+    EcgFeatureExtractor; model: fields of MelpConfig; tasks: what zero-shot validation measures."""
+
+    data: Sequence[str]
+    loop: LoopSettings
+    text: str = ""
+    ecg: str = ""
+    tokenizer: str = ""
+    processor: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(lead_drop=0.5))
+    tasks: Sequence[str] = ("ptbxl_super",)
+    min_words: int = 1
+    cache: str = ".cache/prepared"
+
+
+def build_model(settings: MelpSettings, tokenizer: PreTrainedTokenizerFast) -> MelpModel:
+    """The model of `settings.model`, with the weights of the first two stages where there are any."""
+    fields = dict(settings.model)
+    if settings.ecg:
+        encoder = MelpEcgForPreTraining.from_pretrained(settings.ecg)
+        trained = {name: getattr(encoder.config, name) for name in encoder.config.to_diff_dict()}
+        fields["ecg_config"] = trained | fields.get("ecg_config", {})
+    if settings.text:
+        bert = BertForMaskedLM.from_pretrained(settings.text)
+        fields["text_config"] = bert.config.to_diff_dict() | fields.get("text_config", {})
+    fields["text_config"] = fields.get("text_config", {}) | {"vocab_size": len(tokenizer)}
+    model = MelpModel(MelpConfig(**fields, **special_token_settings(tokenizer)))
+    if settings.ecg:
+        model.ecg_model.encoder.load_state_dict(encoder.encoder.state_dict())
+    if settings.text:
+        bert.resize_token_embeddings(len(tokenizer))
+        model.text_model.load_state_dict(bert.bert.state_dict())
+    model.ecg_model.encoder.mask_embedding.requires_grad_(False)  # for masked prediction only
+    model.freeze_text_layers()
+    return model
+
+
+@torch.no_grad()
+def validate(
+    model: MelpModel, processor: EcgProcessor, dataset: Dataset, tasks: Sequence[str], batch_size: int = 128
+) -> dict[str, float]:
+    """Macro AUROC of zero-shot classification for each task, and their mean."""
+    figures = {}
+    for name in tasks:
+        task = TASKS[name]
+        targets, takes_part = labels(dataset.remove_columns(["input_values", "sample_mask", "lead_mask"]), task)
+        batches = (
+            torch.from_numpy(np.asarray(dataset[i : i + batch_size]["input_values"], np.float32))
+            for i in range(0, len(dataset), batch_size)
+        )
+        figures[f"validation_{name}"] = zero_shot_auroc(model, processor, batches, targets, prompts(task), takes_part)
+    return figures | {"validation_auroc": sum(figures.values()) / len(figures)}
+
+
+def save(processor: EcgProcessor, model: MelpModel, folder: Path):
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def main(arguments: Sequence[str] | None = None):
+    settings = parse_settings(MelpSettings, "melp", __doc__, arguments)
+    accelerator = make_accelerator(settings.loop)
+    tokenizer = as_report_tokenizer(AutoTokenizer.from_pretrained(settings.tokenizer or settings.text))
+    model = build_model(settings, tokenizer)
+    processor = EcgProcessor(
+        EcgFeatureExtractor(**settings.processor),
+        tokenizer,
+        lowercase=True,
+        max_text_length=model.config.max_text_length,
+    )
+
+    def has_report(row: dict[str, Any]) -> bool:
+        return row["report"] is not None and len(row["report"].split()) >= settings.min_words
+
+    with accelerator.main_process_first():
+        train_split = load_split(settings.data, "train").filter(has_report, input_columns=None)
+        train_split = train_split.map(lambda row: {"report": clean_report(row["report"])})
+        dataset = prepare(train_split, processor.feature_extractor, Path(settings.cache))
+        validation = prepare(
+            load_split(settings.data, "validation"), processor.feature_extractor, Path(settings.cache)
+        )
+    accelerator.print(f"{len(dataset)} pairs, {model.num_parameters():,} parameters")
+    best = train(
+        accelerator,
+        model,
+        dataset,
+        partial(EcgTextCollator, processor, settings.augmentation, settings.loop.seed),
+        settings.loop,
+        partial(save, processor),
+        lambda trained: validate(trained, processor, validation, settings.tasks),
+        score="validation_auroc",
+    )
+    accelerator.print(f"best model: {best}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Settings of a recipe: a section of a YAML file, overridden by `key=value` or `key.sub=value` on the command line."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Settings = TypeVar("Settings")
+
+
+def parse_settings(kind: type[Settings], section: str, doc: str, arguments: Sequence[str] | None = None) -> Settings:
+    """The dataclass `kind` from `--config FILE` (its `section`) and the overrides that follow.
+
+    Raises:
+        SystemExit: with a message that lists the known keys, for an unknown or missing one.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help=f"YAML file with a section '{section}'")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. loop.epochs=3 data=[folder]")
+    args = parser.parse_args(arguments)
+    values: dict[str, Any] = {}
+    if args.config is not None:
+        values = yaml.safe_load(args.config.read_text()).get(section) or {}
+    try:
+        for override in args.overrides:
+            key, equals, text = override.partition("=")
+            if not equals:
+                raise ValueError(f"{override!r} is not key=value")
+            _put(values, key.split("."), yaml.safe_load(text))
+        return build(kind, values)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any):
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+    values[keys[-1]] = value
+
+
+def build(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
+    """A (nested) settings dataclass from nested mappings.
+
+    Raises:
+        ValueError: for keys that it does not have, or lacks.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = [f"{where}{key}" for key in values if key not in fields]
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(fields)}")
+    required = (dataclasses.MISSING, dataclasses.MISSING)
+    missing = [
+        f"{where}{name}"
+        for name, field in fields.items()
+        if name not in values and (field.default, field.default_factory) == required
+    ]
+    if missing:
+        raise ValueError(f"settings missing: {', '.join(missing)}")
+    nested = {
+        name: build(fields[name].type, value, f"{where}{name}.")  # type: ignore[arg-type]
+        for name, value in values.items()
+        if dataclasses.is_dataclass(fields[name].type)
+    }
+    numbers = {  # YAML reads 1e-4 as a string
+        name: float(value) for name, value in values.items() if isinstance(value, str) and fields[name].type is float
+    }
+    return kind(**(values | nested | numbers))
