@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
+    PreTrainedConfig,
 )
 
 from .configuration_echo_clip import EchoClipConfig
@@ -22,7 +23,7 @@ from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassifi
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
 from .processing_ecg import EcgProcessor
 
-_CLASSES: dict[type, dict[Any, type]] = {
+_CLASSES: dict[type[PreTrainedConfig], dict[Any, type]] = {
     EchoClipConfig: {AutoModel: EchoClipModel},
     EchoingEcgConfig: {
         AutoFeatureExtractor: EcgFeatureExtractor,

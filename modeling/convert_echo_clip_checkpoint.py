@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None):
     if args.tokenizer is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
     model, dropped = convert(load_checkpoint(args.checkpoint), args.text_heads)
-    text_config = model.config.text_config
+    text_config = model.text_model.config
     if tokenizer is not None:
         if (len(tokenizer), tokenizer.eos_token_id) != (text_config.vocab_size, text_config.eos_token_id):
             raise ValueError(

@@ -11,6 +11,7 @@ For research use; not a medical device.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,19 +75,6 @@ class EchoClipOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
 
 
-@dataclass
-class EchoStudyOutput(ModelOutput):
-    """The Gaussians of echo studies.
-
-    Args:
-        echo_embeds: (projection_dim,), the direction of the mean over all frames, unit norm.
-        echo_logvar: (projection_dim,), the logarithm of the variance over all frames.
-    """
-
-    echo_embeds: torch.Tensor | None = None
-    echo_logvar: torch.Tensor | None = None
-
-
 @dataclass(frozen=True)
 class FrameStatistics:
     """Count, mean and squared deviations of frame embeddings, in float64: what a study's Gaussian needs, in constant
@@ -121,13 +109,12 @@ class FrameStatistics:
             + difference.square() * (self.num_frames * other.num_frames / num_frames),
         )
 
-    def gaussian(self, eps: float = 1e-8) -> EchoStudyOutput:
-        """Direction of the mean, and log of the variance + `eps`: the same as EchoingECG's `study_gaussian`."""
+    def gaussian(self, eps: float = 1e-8) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean, unit norm, and log-variance, (projection_dim,) each, in float32: what EchoingECG's `study_gaussian`
+        makes of all the embeddings."""
         norm = self.mean.norm()
-        return EchoStudyOutput(
-            echo_embeds=(self.mean / torch.where(norm > 0, norm, 1.0)).float(),
-            echo_logvar=(self.deviations / self.num_frames + eps).log().float(),
-        )
+        mean = self.mean / torch.where(norm > 0, norm, 1.0)
+        return mean.float(), (self.deviations / self.num_frames + eps).log().float()
 
 
 class EchoClipPreTrainedModel(PreTrainedModel):
@@ -156,16 +143,18 @@ class EchoClipModel(EchoClipPreTrainedModel):
     >>> processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     >>> frames = processor(images, return_tensors="pt").pixel_values  # (frames, 3, 224, 224)
     >>> model.get_image_features(frames).image_embeds
-    >>> model.encode_study(frames.split(32)).echo_embeds
+    >>> echo_embeds, echo_logvar = model.encode_study(frames.split(32))
     ```
     """
 
     def __init__(self, config: EchoClipConfig):
         super().__init__(config)
-        self.vision_model = ConvNextModel._from_config(config.vision_config)
-        self.text_model = CLIPTextModel._from_config(config.text_config)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_sizes[-1], config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        vision_config: Any = config.vision_config
+        text_config: Any = config.text_config
+        self.vision_model = ConvNextModel._from_config(vision_config)
+        self.text_model = CLIPTextModel._from_config(text_config)
+        self.visual_projection = nn.Linear(vision_config.hidden_sizes[-1], config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.init_logit_scale))
         self.post_init()
 
@@ -255,9 +244,9 @@ class EchoClipModel(EchoClipPreTrainedModel):
             raise ValueError("a study needs at least one frame")
         return statistics
 
-    def encode_study(self, batches: Iterable[torch.Tensor]) -> EchoStudyOutput:
-        """The Gaussian of one study from all its frames, see `frame_statistics`: `echo_embeds` and `echo_logvar`,
-        (projection_dim,) each, on the CPU in float32."""
+    def encode_study(self, batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The Gaussian of one study from all its frames, see `frame_statistics`: `echo_embeds` (the direction of the
+        mean) and `echo_logvar` of EchoingECG, (projection_dim,) each, on the CPU in float32."""
         return self.frame_statistics(batches).gaussian()
 
 
