@@ -411,22 +411,21 @@ def pairwise_distance(
         mean_b, logvar_b: (M, D).
     """
     if distance == "csd":
-        spread = logvar_a.exp().sum(-1)[:, None] + logvar_b.exp().sum(-1)
+        x, y = mean_a, mean_b
+        rows, columns = logvar_a.exp().sum(-1), logvar_b.exp().sum(-1)
     elif distance == "wdist":
-        spread = _squared_euclidean((logvar_a / 2).exp(), (logvar_b / 2).exp())
+        x, y = torch.cat([mean_a, (logvar_a / 2).exp()], -1), torch.cat([mean_b, (logvar_b / 2).exp()], -1)
+        rows, columns = x.new_zeros(len(x)), y.new_zeros(len(y))
     else:
         raise ValueError(f"distance must be 'csd' or 'wdist', not {distance!r}")
-    return _squared_euclidean(mean_a, mean_b) + spread
-
-
-def _squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
-    """|x|^2 + |y|^2 - 2 x . y for all rows, about a common centre, where less is lost to cancellation."""
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x . y, about a common centre, where less is lost to cancellation
     centre = y.detach().mean(0)
     x, y = x - centre, y - centre
-    squares = x.square().sum(-1)[:, None] + y.square().sum(-1) - 2 * x @ y.T
+    rows, columns = rows + x.square().sum(-1), columns + y.square().sum(-1)
+    distances = torch.addmm(columns, x, y.T, alpha=-2) + rows[:, None]
     with torch.no_grad():  # rounding below zero; out of the graph, so that gradients stay exact
-        squares.clamp_(min=0)
-    return squares
+        distances.clamp_(min=0)
+    return distances
 
 
 def match_probability(distances: Tensor, negative_scale: Tensor | float, shift: Tensor | float) -> Tensor:
@@ -564,5 +563,5 @@ class ProbabilisticMatchingLoss(nn.Module):
 
 def _pseudo_positives(logits: Tensor, matched: Tensor) -> Tensor:
     """What to add to the targets so that all that scores at least as high as a row's first match takes its label."""
-    first = matched.argmax(-1, keepdim=True)
-    return torch.where(logits >= logits.gather(-1, first), matched.gather(-1, first) - matched, 0.0)
+    label, first = matched.max(-1, keepdim=True)
+    return (logits >= logits.gather(-1, first)) * (label - matched)
