@@ -53,6 +53,7 @@ def _rename(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Ten
     weights: dict[str, torch.Tensor] = {}
     dropped, unknown = [], []
     for key, tensor in state_dict.items():
+        key = key.removeprefix("module.")  # of training on several devices
         matches = ((re.fullmatch(pattern, key), ours) for pattern, ours in _KEYS)
         match, ours = next((found for found in matches if found[0]), (None, None))
         if match is None:

@@ -225,7 +225,7 @@ class EchoClipModel(EchoClipPreTrainedModel):
         """Mean and variance of the embeddings of a study's frames, a batch at a time.
 
         Args:
-            batches: of pixel values (frames, 3, height, width); only one is held in memory.
+            batches: of pixel values (frames, 3, height, width), taken one after the other and not kept.
 
         Raises:
             ValueError: no frame, or embeddings that are not finite.

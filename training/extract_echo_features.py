@@ -131,7 +131,7 @@ def _load(extraction: Extraction) -> tuple[EchoClipModel, Any]:
         device = f"cuda:{os.getpid() % torch.cuda.device_count()}"  # processes start one after the other
     model = AutoModel.from_pretrained(extraction.model, dtype=torch.float32)
     if model.config.model_type != "echo_clip":
-        raise ValueError(f"{extraction.model} holds a {model.config.model_type}, not an EchoClipModel")
+        raise ValueError(f"{extraction.model} holds a model of type {model.config.model_type}, not echo_clip")
     return model.to(device).eval(), AutoImageProcessor.from_pretrained(extraction.model, backend="pil")
 
 
@@ -183,8 +183,8 @@ def _dead_row(study: EchoStudy) -> dict[str, Any]:
     return _empty_row(study) | {"rejects": [{"study_id": study.study_id, "file": None, "reason": reason}]}
 
 
-def _run_description(studies: list[EchoStudy], extraction: Extraction) -> dict[str, Any]:
-    """What a run must have in common with the one it goes on with."""
+def _run_description(studies: list[EchoStudy], extraction: Extraction) -> dict[str, str]:
+    """What a run must have in common with the one it goes on with; the output keeps it as metadata."""
     model, processor = _load(extraction)
     weights = hashlib.sha256(processor.to_json_string().encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -197,7 +197,7 @@ def _run_description(studies: list[EchoStudy], extraction: Extraction) -> dict[s
     }
 
 
-def _open_journal(path: Path, run: dict[str, Any]) -> dict[str, int]:
+def _open_journal(path: Path, run: dict[str, str]) -> dict[str, int]:
     """Where in the journal of an interrupted run each study is, and its unfinished last line off; or a new journal.
 
     Raises:
@@ -243,7 +243,8 @@ def extract(studies: list[EchoStudy], extraction: Extraction, output: Path, num_
     if output.exists() and not journal.exists():
         raise FileExistsError(f"{output} is there already: delete it or name another file")
     output.parent.mkdir(parents=True, exist_ok=True)
-    offsets = _open_journal(journal, _run_description(studies, extraction))
+    run = _run_description(studies, extraction)
+    offsets = _open_journal(journal, run)
     missing = [study for study in studies if study.study_id not in offsets]
     work = partial(extract_study, extraction)
     rows = map(work, missing) if num_proc == 1 else isolated_map(work, missing, num_proc, _dead_row)
@@ -259,14 +260,15 @@ def extract(studies: list[EchoStudy], extraction: Extraction, output: Path, num_
             rejected += len(row["rejects"])
             progress.set_postfix(rejects=rejected, refresh=False)
             progress.update()
-    counts = _write_output(journal, [offsets[study.study_id] for study in studies], output, extraction)
+    dim = _load(extraction)[0].config.projection_dim
+    counts = _write_output(journal, [offsets[study.study_id] for study in studies], output, dim, run)
     journal.unlink()
     return counts
 
 
-def _write_output(journal: Path, offsets: list[int], output: Path, extraction: Extraction) -> tuple[int, int]:
+def _write_output(journal: Path, offsets: list[int], output: Path, dim: int, run: dict[str, str]) -> tuple[int, int]:
     """The journal's rows at these offsets -> `output` and its rejects, each whole or absent."""
-    embedding = pa.list_(pa.float32(), _load(extraction)[0].config.projection_dim)
+    embedding = pa.list_(pa.float32(), dim)
     files = pa.list_(pa.string())
     schema = pa.schema(
         {
@@ -276,7 +278,8 @@ def _write_output(journal: Path, offsets: list[int], output: Path, extraction: E
             "num_frames": pa.int64(),
             "files": files,
             "uncropped_files": files,
-        }
+        },
+        metadata=run,
     )
     rejects = output.with_name(f"{output.name}.rejects.jsonl")
     unfinished = [path.with_name(f"{path.name}.tmp") for path in (rejects, output)]

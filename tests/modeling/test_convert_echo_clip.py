@@ -1,5 +1,7 @@
 """The converter on tiny checkpoints in open_clip's layout, which tiny_echo_clip writes down independently."""
 
+from pathlib import Path
+
 import pytest
 import tiny_echo_clip
 import torch
@@ -8,9 +10,14 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from ecgformers.modeling.convert_echo_clip_checkpoint import convert, main
 
+
+def save_training_checkpoint(weights: dict[str, torch.Tensor], path: Path):
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, path)
+
+
 CHECKPOINTS = {
     "open_clip_pytorch_model.bin": lambda weights, path: torch.save(weights, path),
-    "epoch_3.pt": lambda weights, path: torch.save({"epoch": 3, "state_dict": weights}, path),
+    "epoch_3.pt": save_training_checkpoint,
     "open_clip_model.safetensors": save_file,
 }
 

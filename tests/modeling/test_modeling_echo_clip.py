@@ -2,6 +2,8 @@
 
 The numbers themselves are checked at full size in test_parity_echo_clip.py."""
 
+import weakref
+
 import numpy as np
 import pytest
 import tiny_echo_clip
@@ -95,6 +97,19 @@ def test_a_study_is_the_same_however_its_frames_come():
         close(echo_embeds, mean.float(), atol=1e-6, rtol=0)
         close(echo_logvar, logvar.float(), atol=1e-4, rtol=0)
         assert not echo_embeds.requires_grad
+
+
+def test_frames_are_not_kept():
+    alive: weakref.WeakSet = weakref.WeakSet()
+
+    def batches():
+        for seed in range(30):
+            batch = tiny_echo_clip.frame_batch(2, 32, seed)
+            alive.add(batch)
+            assert len(alive) <= 3  # this one, the one before it, and one in the generator
+            yield batch
+
+    tiny_echo_clip.tiny_model().encode_study(batches())
 
 
 def test_a_study_of_one_frame_and_none():

@@ -79,6 +79,7 @@ def test_the_real_clip_from_dicom_to_gaussian(model_dir, tmp_path):
     embedding = pa.list_(pa.float32(), 8)
     assert pq.read_schema(output).field("echo_embeds").type == pq.read_schema(output).field("echo_logvar").type
     assert pq.read_schema(output).field("echo_embeds").type == embedding
+    assert pq.read_schema(output).metadata[b"preprocessing"] == b"clip"
 
 
 def test_bad_files_are_left_out_with_the_reason(model_dir, data, tmp_path, capsys):
@@ -211,5 +212,5 @@ def test_another_model_is_refused(data, tmp_path):
     from tests.modeling.tiny_echoing_ecg import tiny_model
 
     tiny_model().save_pretrained(tmp_path / "student")
-    with pytest.raises(ValueError, match="holds a echoing_ecg, not an EchoClipModel"):
+    with pytest.raises(ValueError, match="of type echoing_ecg, not echo_clip"):
         extract(read_studies(data), Extraction(str(tmp_path / "student"), data), tmp_path / "echo.parquet")
