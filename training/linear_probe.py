@@ -1,0 +1,107 @@
+"""Linear probe: how far one linear layer on the frozen encoder gets with 1 %, 10 % and 100 % of the training labels.
+
+    python -m ecgformers.training.linear_probe --model DIR --data DIR --task ptbxl_super --output results \\
+        [--folds 1-7/8/9] [--shares 1 10 100] [--seeds 3]
+
+Features are computed once and kept in the output folder.  The classifier is a multi-label logistic regression on
+standardised features; its penalty is chosen by macro AUROC on the validation split (all of it, whatever the share, as
+in the published protocols).  Where the rule has no validation folds (`--folds 1-8//9`), part of the training patients
+is held out to choose the penalty, and then used too.  A share is drawn at random, anew for every seed; figures are
+means over the seeds, and the same draws serve the encoder and the two baselines: the same encoder with random weights,
+and the share of positives in training as everybody's probability.
+
+For research use; not a medical device.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ecgformers.metrics.ranking import best_thresholds
+from ecgformers.training.encoders import EcgEncoder, encode_task, load_encoder
+from ecgformers.training.evaluation import Results, TaskData, argument_parser, load_task, run
+from ecgformers.training.probing import PENALTIES, LinearProbe, choose_probe, fit_probes
+
+
+def main(arguments: list[str] | None = None) -> Results:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--shares", type=float, nargs="+", default=[1, 10, 100], help="of the training labels, in %%")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 100 %%")
+    options = parser.parse_args(arguments)
+    data = load_task(options.data, options.task, options.folds, options.split_table)
+    encoder = load_encoder(options.model, options.device)
+
+    encoders: dict[str, EcgEncoder] = {Path(options.model).name: encoder}
+    if hasattr(encoder, "random"):
+        encoders["random encoder"] = encoder.random(options.seed)
+    data, features, notes = encode_task(encoders, data, options)
+
+    results = Results("linear_probe", options, data.part(options.split))
+    results.notes += notes
+    if "random encoder" not in encoders:
+        results.notes.append(f"{options.model} has no method random: no random encoder beside it")
+    for share in options.shares:
+        draws = draw_shares(data, share, options)
+        runs = f"{len(draws)} draws of " if len(draws) > 1 else ""
+        for name, each in features.items():
+            probe_records(results, data, each, name, f"probe, {runs}{share:g} % of labels", draws)
+    add_prior(results, data)
+    results.write()
+    return results
+
+
+def draw_shares(data: TaskData, share: float, options: argparse.Namespace) -> list[np.ndarray]:
+    """For every seed the indices of the training records whose labels may be used; a single draw for 100 %."""
+    training = data.training
+    count = max(1, round(len(training) * share / 100))
+    seeds = range(options.seed, options.seed + (options.seeds if count < len(training) else 1))
+    return [np.sort(np.random.default_rng(seed).permutation(training)[:count]) for seed in seeds]
+
+
+def probe_records(
+    results: Results, data: TaskData, features: np.ndarray, name: str, protocol: str, draws: Sequence[np.ndarray]
+):
+    """Fit a probe on each draw of training records, and add the row of their mean."""
+    evaluated, validation = data.splits == results.options.split, data.splits == "validation"
+    scores, thresholds = [], []
+    for draw in draws:
+        probe = fit_probe(data, features, draw)
+        scores.append(probe(features[evaluated]))
+        thresholds.append(best_thresholds(data.targets[validation], probe(features[validation])))
+    unseen = ~np.all([data.targets[draw].any(0) for draw in draws], axis=0)
+    if unseen.any():
+        classes = ", ".join(np.array(data.task.classes)[unseen])
+        results.notes.append(f"{protocol}: at times without a positive among the training labels: {classes}")
+    results.add(name, np.stack(scores), protocol, thresholds=np.stack(thresholds), are_probabilities=True)
+
+
+def fit_probe(data: TaskData, features: np.ndarray, draw: np.ndarray) -> LinearProbe:
+    """The probe of the records `draw`, its penalty chosen on the validation split.
+
+    Raises:
+        ValueError: there are no validation records, or none of the drawn records is outside them.
+    """
+    validation = data.splits == "validation"
+    if not validation.any():
+        raise ValueError("there are no validation records to choose the penalty by")
+    fitted = draw[~validation[draw]]
+    if not len(fitted):
+        raise ValueError("all drawn training records are held out for validation: raise --shares")
+    chosen = choose_probe(features[fitted], data.targets[fitted], features[validation], data.targets[validation])
+    if len(fitted) == len(draw):
+        return chosen
+    down_to = PENALTIES[: PENALTIES.index(chosen.penalty) + 1]
+    return list(fit_probes(features[draw], data.targets[draw], down_to))[-1]
+
+
+def add_prior(results: Results, data: TaskData):
+    """The row of a predictor that knows nothing but how frequent each class is in training."""
+    share = data.targets[data.training].mean(0)
+    scores = np.broadcast_to(share, results.data.targets.shape)
+    results.add("prior", scores, "share of positives in training", are_probabilities=True)
+
+
+if __name__ == "__main__":
+    run(main)
