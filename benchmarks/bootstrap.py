@@ -2,7 +2,7 @@
 
     python benchmarks/bootstrap.py
 
-The loop is timed on some of the resamples, whose values must agree, and its time is scaled up to all.  Linux with glibc only.
+The loop is timed on some of the resamples, whose values must agree, and its time is scaled up to all.  Linux only.
 """
 
 from collections.abc import Callable
