@@ -176,6 +176,7 @@ class EcgTextCollator:
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
             "record_ids": [str(row["record_id"]) for row in rows],
+            "return_loss": True,
         }
 
 

@@ -201,7 +201,7 @@ def train(
         )
         for batch in loader:
             record_ids = batch.pop("record_ids")
-            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            batch = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in batch.items()}
             model.train()
             with accelerator.accumulate(model):
                 with accelerator.autocast():

@@ -26,10 +26,12 @@ from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
-from ecgformers.training.evaluation import zero_shot_auroc
 from ecgformers.training.loading import Augmentation, EcgTextCollator, clean_report, load_split, prepare
 from ecgformers.training.loop import LoopSettings, make_accelerator, train
 from ecgformers.training.settings import parse_settings
+from ecgformers.training.zero_shot import zero_shot_auroc
+
+LABEL_COLUMNS = ["record_id", "statements"]
 
 
 @dataclass
@@ -72,20 +74,21 @@ def build_model(settings: MelpSettings, tokenizer: PreTrainedTokenizerFast) -> M
     return model
 
 
-@torch.no_grad()
 def validate(
     model: MelpModel, processor: EcgProcessor, dataset: Dataset, tasks: Sequence[str], batch_size: int = 128
 ) -> dict[str, float]:
     """Macro AUROC of zero-shot classification for each task, and their mean."""
     figures = {}
     for name in tasks:
-        task = TASKS[name]
-        targets, takes_part = labels(dataset.remove_columns(["input_values", "sample_mask", "lead_mask"]), task)
+        targets, takes_part = labels(dataset.with_format(None).select_columns(LABEL_COLUMNS), TASKS[name])
+        records = dataset.select(np.flatnonzero(takes_part))
         batches = (
-            torch.from_numpy(np.asarray(dataset[i : i + batch_size]["input_values"], np.float32))
-            for i in range(0, len(dataset), batch_size)
+            {name: torch.from_numpy(np.asarray(rows[name])) for name in processor.feature_extractor.model_input_names}
+            for rows in records.iter(batch_size)
         )
-        figures[f"validation_{name}"] = zero_shot_auroc(model, processor, batches, targets, prompts(task), takes_part)
+        figures[f"validation_{name}"] = zero_shot_auroc(
+            model, processor, batches, targets[takes_part], prompts(TASKS[name])
+        )
     return figures | {"validation_auroc": sum(figures.values()) / len(figures)}
 
 
@@ -110,7 +113,7 @@ def main(arguments: Sequence[str] | None = None):
         return row["report"] is not None and len(row["report"].split()) >= settings.min_words
 
     with accelerator.main_process_first():
-        train_split = load_split(settings.data, "train").filter(has_report, input_columns=None)
+        train_split = load_split(settings.data, "train").filter(has_report)
         train_split = train_split.map(lambda row: {"report": clean_report(row["report"])})
         dataset = prepare(train_split, processor.feature_extractor, Path(settings.cache))
         validation = prepare(
