@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from ecgformers.modeling.reading_ecg import MILLIVOLTS
-from ecgformers.modeling.wfdb_ecg import _BITS, _parse_signals, _read_header, _read_samples, _sibling, _verify
+from ecgformers.modeling.wfdb_ecg import read_digital_wfdb, read_wfdb_header
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,14 @@ class DigitalEcg:
                 raise ValueError(f"lead {lead} is in {unit!r}, which is not nV, uV, mV or V")
             if not np.isfinite(gain) or gain == 0:
                 raise ValueError(f"lead {lead} has gain {gain}: its millivolts are unknown")
+        for lead, baseline in zip(self.lead_names, self.baseline, strict=True):
+            if abs(baseline) >> 31:
+                raise ValueError(f"lead {lead} has the baseline {baseline}, which takes more than 32 bits")
 
 
 def wfdb_comments(path: Path) -> dict[str, str]:
     """The "# Key: value" comments of a WFDB header (`path` without `.hea`)."""
-    pairs = (comment.partition(":") for comment in _read_header(path.with_name(f"{path.name}.hea")).comments)
+    pairs = (comment.partition(":") for comment in read_wfdb_header(path.with_name(f"{path.name}.hea")).comments)
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
@@ -56,31 +58,22 @@ def read_wfdb(path: Path) -> DigitalEcg:
 
     Raises:
         OSError: a file is missing or cannot be read.
-        ValueError: the header makes no sense, the file is too short, a sample is marked as missing, a checksum is
+        ValueError: the header makes no sense, the file is too short, a sample is marked as invalid, a checksum is
             wrong, or the record has what one table of integers cannot hold: segments, skewed leads, several rates.
     """
-    header = _read_header(path.with_name(f"{path.name}.hea"))
-    if header.segments is not None:
-        raise ValueError(f"{header.path}: it has several segments")
-    signals = _parse_signals(header)
-    if any(signal.skew or signal.samples_per_frame != 1 for signal in signals):
-        raise ValueError(f"{header.path}: its leads are skewed or have several samples a frame")
-    parts = []
-    for file, group in ((name, list(leads)) for name, leads in groupby(signals, lambda signal: signal.file)):
-        part = _read_samples(header.path, _sibling(header.path, file), group, header.frames)  # (leads, samples)
-        _verify(header.path, group, part)
-        parts.append(part)
-    digital = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    for signal, samples in zip(signals, digital, strict=True):
-        missing = signal.format != "8" and np.count_nonzero(samples == -(1 << _BITS[signal.format] - 1))
-        if missing:
-            raise ValueError(f"{header.path}: {missing} samples of lead {signal.name} are NaN (marked as missing)")
-    dtype = np.int16 if all(_BITS.get(signal.format, 32) <= 16 for signal in signals) else np.int32
+    header = path.with_name(f"{path.name}.hea")
+    digital = read_digital_wfdb(header)
+    if any(digital.skew):
+        raise ValueError(f"{header}: its leads are skewed")
+    for name, samples, mark in zip(digital.lead_names, digital.signal, digital.invalid, strict=True):
+        invalid = mark is not None and np.count_nonzero(samples == mark)
+        if invalid:
+            raise ValueError(f"{header}: {invalid} samples of lead {name} are NaN (marked as invalid)")
     return DigitalEcg(
-        signal=np.ascontiguousarray(digital.T, dtype),  # (samples, leads)
-        gain=[signal.gain for signal in signals],
-        baseline=[signal.baseline for signal in signals],
-        units=[signal.units for signal in signals],
-        lead_names=[signal.name or f"lead {number}" for number, signal in enumerate(signals, 1)],
-        sampling_rate=header.frame_rate or 0.0,
+        signal=np.ascontiguousarray(digital.signal.T),  # (samples, leads)
+        gain=digital.gain,
+        baseline=digital.baseline,
+        units=digital.units,
+        lead_names=[name or f"lead {number}" for number, name in enumerate(digital.lead_names, 1)],
+        sampling_rate=digital.sampling_rate or 0.0,
     )

@@ -46,7 +46,9 @@ class _Signal(NamedTuple):
     name: str | None
 
 
-class _Header(NamedTuple):
+class WfdbHeader(NamedTuple):
+    """The first line of a header; `lines` are those of the signals, or of the segments, which are not parsed yet."""
+
     path: Path
     segments: int | None
     signals: int
@@ -56,15 +58,43 @@ class _Header(NamedTuple):
     comments: tuple[str, ...]
 
 
+class DigitalWfdb(NamedTuple):
+    """A record of one segment as it is stored: (signal - baseline) / gain is in `units`, lead by lead."""
+
+    signal: np.ndarray  # (leads, samples), int16 where the formats have 16 bits or fewer, else int32
+    gain: list[float]  # neither 0 nor infinite
+    baseline: list[int]
+    units: list[str]
+    lead_names: list[str | None]
+    sampling_rate: float | None
+    invalid: list[int | None]  # the value that marks an invalid sample
+    skew: list[int]  # samples by which a lead is stored too late
+    comments: tuple[str, ...]
+
+
 def read_wfdb(path: Path, verify_checksum: bool = True) -> RawEcg:
     """The record whose header is `path`, in the units of its header; see `reading_ecg.read_ecg`."""
-    header = _read_header(path)
+    header = read_wfdb_header(path)
     if header.segments is not None:
         return _read_segments(header, verify_checksum)
-    return _read_signals(header, verify_checksum)
+    return _to_physical(_read_digital(header, verify_checksum))
 
 
-def _read_header(path: Path) -> _Header:
+def read_digital_wfdb(path: Path, verify_checksum: bool = True) -> DigitalWfdb:
+    """The record whose header is `path`, in integers.
+
+    Raises:
+        EcgReadError: as `reading_ecg.read_ecg`, and where the record has several segments.
+        OSError: a file is missing or cannot be read.
+    """
+    header = read_wfdb_header(path)
+    if header.segments is not None:
+        raise EcgReadError(f"{path}: has several segments; read_ecg joins them, in physical units")
+    return _read_digital(header, verify_checksum)
+
+
+def read_wfdb_header(path: Path) -> WfdbHeader:
+    """The header at `path`, its signal or segment lines as they are."""
     if path.stat().st_size > MAX_HEADER_BYTES:
         raise EcgReadError(f"{path}: more than {MAX_HEADER_BYTES} bytes, too long for a WFDB header")
     lines = [line.strip() for line in path.read_bytes().decode("utf-8", "replace").splitlines()]
@@ -73,7 +103,7 @@ def _read_header(path: Path) -> _Header:
     if match is None:
         raise EcgReadError(f"{path}: is not a WFDB header: its first line is {fields[:1]}")
     _, segments, signals, rate, frames = match.groups()
-    return _Header(
+    return WfdbHeader(
         path,
         _integer(path, segments) if segments else None,
         _integer(path, signals),
@@ -122,7 +152,7 @@ def _parse_signal(path: Path, line: str) -> _Signal:
     )
 
 
-def _parse_signals(header: _Header) -> list[_Signal]:
+def _parse_signals(header: WfdbHeader) -> list[_Signal]:
     if header.signals != len(header.lines):
         raise EcgReadError(f"{header.path}: announces {header.signals} leads, describes {len(header.lines)}")
     if not header.lines:
@@ -141,7 +171,7 @@ def _sibling(header: Path, name: str) -> Path:
     return path
 
 
-def _read_signals(header: _Header, verify_checksum: bool) -> RawEcg:
+def _read_digital(header: WfdbHeader, verify_checksum: bool) -> DigitalWfdb:
     path = header.path
     signals = _parse_signals(header)
     for i, signal in enumerate(signals):
@@ -155,31 +185,43 @@ def _read_signals(header: _Header, verify_checksum: bool) -> RawEcg:
         raise EcgReadError(f"{path}: the leads differ in sampling rate; read them apart and resample them to one rate")
 
     frames = header.frames
-    rows: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     groups = [list(group) for _, group in groupby(signals, lambda signal: signal.file)]
     for group in groups:
         file = group[0].file
         if len({(s.format, s.offset) for s in group}) > 1 or sum(other[0].file == file for other in groups) > 1:
             raise EcgReadError(f"{path}: the leads stored in {file} are not side by side in one format")
-        digital = _read_samples(path, _sibling(path, file), group, frames)  # (leads of this file, samples)
+        part = _read_samples(path, _sibling(path, file), group, frames)  # (leads of this file, samples)
         if verify_checksum:
-            _verify(path, group, digital)
-        frames = digital.shape[1] // per_frame  # a header may leave the length to the first file
-        for signal, values in zip(group, digital, strict=True):
-            row = (values - float(signal.baseline)) / signal.gain
-            if signal.format != "8":
-                row[values == -(1 << _BITS[signal.format] - 1)] = np.nan  # the format's mark of an invalid sample
-            if signal.skew:
-                shift = min(signal.skew * per_frame, row.size)
-                row = np.concatenate([row[shift:], np.full(shift, np.nan)])
-            rows.append(row)
-    return RawEcg(
-        np.stack(rows),
-        [signal.name for signal in signals],
-        None if header.frame_rate is None else header.frame_rate * per_frame,
-        [signal.units for signal in signals],
-        {"comments": header.comments},
+            _verify(path, group, part)
+        frames = part.shape[1] // per_frame  # a header may leave the length to the first file
+        parts.append(part)
+    dtype = np.int16 if all(_BITS.get(signal.format, 32) <= 16 for signal in signals) else np.int32
+    return DigitalWfdb(
+        signal=(parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(dtype, copy=False),
+        gain=[signal.gain for signal in signals],
+        baseline=[signal.baseline for signal in signals],
+        units=[signal.units for signal in signals],
+        lead_names=[signal.name for signal in signals],
+        sampling_rate=None if header.frame_rate is None else header.frame_rate * per_frame,
+        invalid=[None if signal.format == "8" else -(1 << _BITS[signal.format] - 1) for signal in signals],
+        skew=[signal.skew * per_frame for signal in signals],
+        comments=header.comments,
     )
+
+
+def _to_physical(digital: DigitalWfdb) -> RawEcg:
+    """The record in its units, its leads in step; invalid samples, and those a skewed lead lacks, are NaN."""
+    baseline = np.array(digital.baseline, np.float64)[:, None]
+    signal = np.subtract(digital.signal, baseline, order="C")  # (leads, samples)
+    signal /= np.array(digital.gain)[:, None]
+    for row, stored, invalid, skew in zip(signal, digital.signal, digital.invalid, digital.skew, strict=True):
+        if invalid is not None:
+            row[stored == invalid] = np.nan
+        if skew:
+            row[:-skew], row[-skew:] = row[skew:].copy(), np.nan
+    comments = {"comments": digital.comments}
+    return RawEcg(signal, digital.lead_names, digital.sampling_rate, digital.units, comments)
 
 
 def _verify(path: Path, group: list[_Signal], digital: np.ndarray) -> None:
@@ -217,6 +259,8 @@ def _read_samples(header: Path, path: Path, group: list[_Signal], frames: int) -
     if form == "8":
         initial = np.array([signal.initial for signal in group])
         digital = digital.cumsum(axis=1, dtype=np.int64) + initial[:, None]
+        if np.abs(digital).max() >> 31:
+            raise EcgReadError(f"{header}: the differences in {path.name} add up to more than 32 bits hold")
     return digital
 
 
@@ -261,7 +305,7 @@ def _read_flac(path: Path, form: str, offset: int, leads: int, samples: int) -> 
     return values
 
 
-def _read_segments(header: _Header, verify_checksum: bool) -> RawEcg:
+def _read_segments(header: WfdbHeader, verify_checksum: bool) -> RawEcg:
     """A record of several segments, put together by lead name; gaps, and leads a segment lacks, are NaN."""
     path = header.path
     if header.segments != len(header.lines):
@@ -272,13 +316,13 @@ def _read_segments(header: _Header, verify_checksum: bool) -> RawEcg:
     for line in header.lines:
         name, length = line.split()[0], _integer(path, " ".join(line.split()[1:]))
         if name != "~":  # "~" is a gap
-            segment = _read_header(_sibling(path, f"{name}.hea"))
+            segment = read_wfdb_header(_sibling(path, f"{name}.hea"))
             if segment.segments is not None or name in parts:
                 raise EcgReadError(f"{path}: segment {name} is itself divided into segments, or listed twice")
             if length == 0:  # this one names all leads and holds no samples
                 layout = [signal.name for signal in _parse_signals(segment)]
             else:
-                parts[name] = total, _read_signals(segment, verify_checksum)
+                parts[name] = total, _to_physical(_read_digital(segment, verify_checksum))
                 _, frames = parts[name][1].signal.shape
                 if (frames, segment.frame_rate) != (length, header.frame_rate):
                     raise EcgReadError(f"{path}: segment {name} differs from the length or sampling rate given here")

@@ -1,5 +1,6 @@
 """WFDB recordings of any format, gain, baseline and unit: rows give exactly what wfdb reads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,9 @@ def test_rows_give_what_wfdb_reads(
         ("record 1 250 10\nrecord.dat 16:3 200 16 0 0 0 0 I", "skewed"),
         ("record 1 250 10\n../record.dat 16 200 16 0 0 0 0 I", "does not lie in the record's own folder"),
         ("record 1 250 10\nrecord.dat 16 200 16 0 0 1 0 I", "checksum"),
+        ("record 1 250 10\nrecord.dat 160 200 16 0 0 0 0 I", "10 samples of lead I are NaN"),
+        ("record 1 250 10\nrecord.dat 8 200 16 0 2147483648 0 0 I", "more than 32 bits"),
+        ("record 2 250 5\nrecord.dat 16 200 16 0 0 0 0 I\nrecord.dat 16x2 200 16 0 0 0 0 II", "sampling rate"),
     ],
 )
 def test_what_cannot_be_kept_exactly_is_refused(tmp_path: Path, line: str, message: str) -> None:
@@ -61,3 +65,16 @@ def test_what_cannot_be_kept_exactly_is_refused(tmp_path: Path, line: str, messa
     (tmp_path / "record.dat").write_bytes(bytes(20))
     with pytest.raises(ValueError, match=message):
         read_wfdb(tmp_path / "record")
+
+
+def test_leads_in_several_files_and_formats(tmp_path: Path) -> None:
+    short, long = np.array([5, -7, 9]), np.array([70000, -70000, 1])
+    short.astype("<i2").tofile(tmp_path / "a.dat")
+    long.astype("<i4").tofile(tmp_path / "b.dat")
+    (tmp_path / "record.hea").write_text("record 2 250 3\na.dat 16 200 16 0\nb.dat 32 100/uV 16 0\n")
+    recording = read_wfdb(tmp_path / "record")
+    np.testing.assert_array_equal(recording.signal, np.stack([short, long], axis=1))
+    assert recording.lead_names == ["lead 1", "lead 2"] and recording.units == ["mV", "uV"]
+    recording.check(leads=2)
+    with pytest.raises(ValueError, match="more than 32 bits"):  # Arrow could not hold it
+        replace(recording, baseline=[0, 1 << 31]).check(leads=2)
