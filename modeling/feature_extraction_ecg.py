@@ -302,7 +302,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             if name in leads and not (name in flat and self.flat_leads == "zero_fill")
         }
         if leads.keys() <= set(flat):
-            raise ValueError(f"{ecg.source}: no lead of the model carries a signal.  Leave the recording out.")
+            raise EcgQualityError(f"{ecg.source}: no lead of the model carries a signal.  Leave the recording out.")
 
         signal = np.stack(list(rows.values()))  # (usable leads, samples at the source's rate)
         if self.bandpass is not None:

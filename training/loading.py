@@ -5,6 +5,7 @@ Neither the order of records nor the number of workers changes what a model sees
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
-from datasets import Array2D, Dataset, List, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Array2D,
+    Dataset,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.distributed import split_dataset_by_node
+from transformers import BatchFeature
 
 from ecgformers.datasets_scripts.rows import SIGNAL_COLUMNS, row_to_record
 from ecgformers.modeling.configuration_melp import MelpEcgConfig
@@ -22,7 +33,10 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.losses_ecg import sample_negative_indices, sample_span_mask
 from ecgformers.modeling.quality_ecg import EcgQualityError
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
+
+ECG_COLUMNS = ("input_values", "lead_mask", "sample_mask")
+HALVES_COLUMNS = ("input_values", "lead_mask", "masked_steps", "negative_indices")
 
 
 def load_split(folders: Sequence[str], split: str) -> Dataset:
@@ -67,6 +81,49 @@ def prepare(dataset: Dataset, extractor: EcgFeatureExtractor, cache: Path) -> Da
     return load_from_disk(folder).with_format("numpy")
 
 
+def stream(folder: str, split: str, extractor: EcgFeatureExtractor) -> IterableDataset:
+    """The rows of `prepare` for a data set too large to keep: read (from the Hub, too) and prepared on the way.
+
+    A recording that the extractor refuses is left out, with a warning.
+    """
+    rows = load_dataset(folder, split=split, streaming=True)
+    prepared = rows.map(
+        _prepare_batch,
+        fn_kwargs={"extractor": extractor},
+        batched=True,
+        batch_size=64,
+        remove_columns=list(SIGNAL_COLUMNS),
+    )
+    return prepared.filter(_is_accepted).remove_columns("refusal")
+
+
+def _is_accepted(row: Mapping[str, Any]) -> bool:
+    if row["refusal"]:
+        logger.warning("left out: %s", row["refusal"])
+    return not row["refusal"]
+
+
+def streamed_batches(
+    rows: IterableDataset,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    processes: int = 1,
+    start: int = 0,
+    buffer_size: int = 1000,
+) -> Iterator[list[dict[str, Any]]]:
+    """This process' batches of rows of one epoch from batch `start` on, shuffled within a buffer.
+
+    Processes get different rows, none twice; whoever goes on from a batch reads what an uninterrupted run would.
+    """
+    shuffled = rows.shuffle(seed=seed, buffer_size=buffer_size)
+    shuffled.set_epoch(epoch)
+    share = split_dataset_by_node(shuffled, rank, processes).skip(start * batch_size)
+    for columns in share.batch(batch_size, drop_last_batch=True):
+        yield [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def _prepare_batch(rows: Mapping[str, Sequence[Any]], extractor: EcgFeatureExtractor) -> dict[str, list[Any]]:
     columns = ("record_id", "source", *SIGNAL_COLUMNS)
     result: dict[str, list[Any]] = {name: [] for name in (*extractor.model_input_names, "refusal")}
@@ -79,7 +136,7 @@ def _prepare_batch(rows: Mapping[str, Sequence[Any]], extractor: EcgFeatureExtra
         except EcgQualityError as error:
             leads, samples = len(extractor.lead_names), extractor.num_samples
             shapes = {"input_values": (1, leads, samples), "lead_mask": (1, leads), "sample_mask": (1, samples)}
-            inputs = {name: np.zeros(shape) for name, shape in shapes.items()}
+            inputs = BatchFeature({name: np.zeros(shape) for name, shape in shapes.items()})
             result["refusal"].append(str(error))
         for name in extractor.model_input_names:
             result[name].append(inputs[name][0])
@@ -106,28 +163,37 @@ class Augmentation:
         shift: largest circular shift, in seconds.
         scale: standard deviation of the logarithm of a factor on the whole recording.
         noise: standard deviation of added white noise, in units of the model's input.
+        window: length in samples of a stretch drawn at random from the recording (0: the whole).
     """
 
     lead_drop: float = 0.0
     shift: float = 0.0
     scale: float = 0.0
     noise: float = 0.0
+    window: int = 0
 
-    def __call__(
-        self, values: np.ndarray, lead_mask: np.ndarray, sampling_rate: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`values` (leads, samples), `lead_mask` (leads) -> the same, changed."""
-        draws = rng.random(len(values)), rng.random(), rng.standard_normal()
-        keep = draws[0] >= self.lead_drop
+    def __call__(self, row: Mapping[str, Any], sampling_rate: float, rng: np.random.Generator) -> dict[str, Any]:
+        """`input_values` (leads, samples), `lead_mask` (leads) and `sample_mask` (samples) of a row, changed."""
+        values, lead_mask, sample_mask = (np.asarray(row[name]) for name in ECG_COLUMNS)
+        keep = rng.random(len(values)) >= self.lead_drop
+        where, strength = rng.random(), rng.standard_normal()
         if not (keep & (lead_mask > 0)).any():
             keep = lead_mask > 0
+        if self.window:
+            start = int(where * (max(0, int(sample_mask.sum()) - self.window) + 1))
+            stretch = slice(start, start + self.window)
+            values, sample_mask = values[:, stretch], sample_mask[stretch]
         if self.shift:
-            values = np.roll(values, int(draws[1] * self.shift * sampling_rate), axis=-1)
+            values = np.roll(values, int(rng.random() * self.shift * sampling_rate), axis=-1)
         if self.scale:
-            values = values * np.exp(self.scale * draws[2])
+            values = values * np.exp(self.scale * strength)
         if self.noise:
             values = values + self.noise * rng.standard_normal(values.shape)
-        return values.astype(np.float32), lead_mask * keep
+        return {
+            "input_values": torch.from_numpy(np.ascontiguousarray(values, np.float32)),
+            "lead_mask": torch.from_numpy((lead_mask * keep).astype(np.int64)),
+            "sample_mask": torch.from_numpy(sample_mask.astype(np.int64)),
+        }
 
 
 def record_rng(seed: int, epoch: int, record_id: str) -> np.random.Generator:
@@ -160,19 +226,12 @@ class EcgTextCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rate = self.processor.feature_extractor.sampling_rate
-        ecgs = [
-            self.augmentation(
-                row["input_values"], row["lead_mask"], rate, record_rng(self.seed, self.epoch, str(row["record_id"]))
-            )
-            for row in rows
-        ]
+        ecgs = [self.augmentation(row, rate, record_rng(self.seed, self.epoch, str(row["record_id"]))) for row in rows]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a report longer than the model takes is cut
             text = self.processor(text=[str(row["report"]) for row in rows])
         return {
-            "input_values": torch.from_numpy(np.stack([values for values, _ in ecgs])),
-            "lead_mask": torch.from_numpy(np.stack([mask for _, mask in ecgs])).long(),
-            "sample_mask": torch.from_numpy(np.stack([row["sample_mask"] for row in rows])).long(),
+            **{name: torch.stack([ecg[name] for ecg in ecgs]) for name in ECG_COLUMNS},
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
             "record_ids": [str(row["record_id"]) for row in rows],
@@ -192,27 +251,23 @@ class EcgHalvesCollator:
     epoch: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, list[Any]] = {name: [] for name in ("values", "leads", "masked", "negatives")}
+        batch: dict[str, list[torch.Tensor]] = {name: [] for name in HALVES_COLUMNS}
         for row in rows:
             rng = record_rng(self.seed, self.epoch, str(row["record_id"]))
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            for half in np.split(row["input_values"], 2, axis=-1):
-                values, leads = self.augmentation(half, row["lead_mask"], self.sampling_rate, rng)
+            halves = np.split(np.asarray(row["input_values"]), 2, axis=-1)
+            for half, mask in zip(halves, np.split(np.asarray(row["sample_mask"]), 2), strict=True):
+                ecg = self.augmentation({**row, "input_values": half, "sample_mask": mask}, self.sampling_rate, rng)
                 masked = sample_span_mask(
                     1, self.steps, self.config.mask_time_prob, self.config.mask_time_length, generator=generator
                 )
-                batch["values"].append(torch.from_numpy(values))
-                batch["leads"].append(torch.from_numpy(leads).long())
-                batch["masked"].append(masked[0])
-                batch["negatives"].append(
-                    sample_negative_indices(masked, self.config.num_negatives, generator=generator)[0]
-                )
-        stacked = {name: torch.stack(tensors).unflatten(0, (-1, 2)) for name, tensors in batch.items()}
+                negatives = sample_negative_indices(masked, self.config.num_negatives, generator=generator)
+                for name, value in zip(
+                    HALVES_COLUMNS, (ecg["input_values"], ecg["lead_mask"], masked[0], negatives[0]), strict=True
+                ):
+                    batch[name].append(value)
         return {
-            "input_values": stacked["values"],  # (batch, 2, leads, samples)
-            "lead_mask": stacked["leads"],
-            "masked_steps": stacked["masked"],
-            "negative_indices": stacked["negatives"],
+            **{name: torch.stack(values).unflatten(0, (-1, 2)) for name, values in batch.items()},  # (batch, 2, ...)
             "patient_ids": torch.tensor([stable_hash(str(row["patient_id"])) for row in rows]),
             "record_ids": [str(row["record_id"]) for row in rows],
         }

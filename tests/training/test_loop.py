@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -235,24 +234,40 @@ def test_epochs_differ_and_a_resumed_one_goes_on():
     assert list(epoch_batches(50, 5, 0, 0, start=4)) == list(epoch_batches(50, 5, 0, 0))[4:]
 
 
+def row(values: np.ndarray, missing=(), padding: int = 0) -> dict[str, np.ndarray]:
+    lead_mask = np.array([name not in missing for name in range(len(values))], np.int8)
+    sample_mask = (np.arange(values.shape[1]) < values.shape[1] - padding).astype(np.int8)
+    return {"input_values": values, "lead_mask": lead_mask, "sample_mask": sample_mask}
+
+
 @settings(max_examples=30)
 @given(st.text(min_size=1, max_size=8), st.integers(0, 5))
 def test_augmentation_depends_on_record_and_epoch_alone(record, epoch):
-    augment = Augmentation(lead_drop=0.5, shift=1.0, scale=0.2, noise=0.05)
-    values, mask = np.random.RandomState(1).randn(12, 100).astype(np.float32), np.ones(12, np.int64)
-    first = augment(values, mask, 100, record_rng(3, epoch, record))
-    again = augment(values, mask, 100, record_rng(3, epoch, record))
-    other = augment(values, mask, 100, record_rng(3, epoch + 1, record))
-    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
-    assert not np.array_equal(first[0], other[0])
-    assert first[1].any() and first[0].dtype == np.float32
+    augment = Augmentation(lead_drop=0.5, shift=1.0, scale=0.2, noise=0.05, window=80)
+    recording = row(np.random.RandomState(1).randn(12, 100).astype(np.float32))
+    first, again = (augment(recording, 100, record_rng(3, epoch, record)) for _ in range(2))
+    other = augment(recording, 100, record_rng(3, epoch + 1, record))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["input_values"], other["input_values"])
+    assert first["lead_mask"].any() and first["input_values"].shape == (12, 80)
 
 
 def test_augmentation_never_brings_back_a_missing_lead_nor_drops_all():
-    augment = partial(Augmentation(lead_drop=0.95), np.zeros((12, 10), np.float32))
-    missing = np.array([0, 1] * 6)
-    masks = [augment(missing, 100, record_rng(0, 0, str(i)))[1] for i in range(200)]
-    assert all(mask.any() and not (mask > missing).any() for mask in masks)
+    recording = row(np.zeros((12, 10), np.float32), missing=(0, 2, 4, 6, 8, 10))
+    missing = torch.from_numpy(recording["lead_mask"]).long()
+    for record in range(200):
+        mask = Augmentation(lead_drop=0.95)(recording, 100, record_rng(0, 0, str(record)))["lead_mask"]
+        assert mask.any() and not (mask > missing).any()
+
+
+def test_a_window_lies_within_the_recording_and_moves():
+    recording = row(np.tile(np.arange(100, dtype=np.float32), (12, 1)), padding=30)
+    starts = set()
+    for record in range(100):
+        ecg = Augmentation(window=40)(recording, 100, record_rng(0, 0, str(record)))
+        assert ecg["sample_mask"].all() and ecg["input_values"].shape == (12, 40)
+        starts.add(int(ecg["input_values"][0, 0]))
+    assert min(starts) < 3 and max(starts) > 27 and max(starts) <= 30
 
 
 def test_reports_are_cleaned():

@@ -1,0 +1,91 @@
+"""From a data set's folder to batches: prepared once, or streamed."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, load_dataset
+from synthetic import write_dataset
+from torch.utils.data import DataLoader
+
+from ecgformers.datasets_scripts.rows import row_features, row_to_record
+from ecgformers.modeling.configuration_melp import MelpEcgConfig
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.training.loading import (
+    Augmentation,
+    EcgHalvesCollator,
+    load_split,
+    prepare,
+    stream,
+    streamed_batches,
+)
+
+EXTRACTOR = EcgFeatureExtractor(sampling_rate=100, num_samples=300, normalization="min_max")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("loading") / "data", records=40)
+
+
+def test_prepared_rows_are_what_the_extractor_makes_of_each_recording(folder, tmp_path):
+    raw = load_split([str(folder)], "train")
+    prepared = prepare(raw, EXTRACTOR, tmp_path)
+    assert len(prepared) == 40
+    for index in (0, 17, 39):
+        expected = EXTRACTOR(row_to_record(raw[index]))
+        assert prepared[index]["record_id"] == raw[index]["record_id"]
+        for name in EXTRACTOR.model_input_names:
+            assert np.array_equal(prepared[index][name], expected[name][0])
+    again = prepare(raw, EXTRACTOR, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 and np.array_equal(again[3]["input_values"], prepared[3]["input_values"])
+    prepare(raw, EcgFeatureExtractor(sampling_rate=100, num_samples=200, normalization="min_max"), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_recording_that_is_refused_is_left_out_and_named(folder, tmp_path, caplog):
+    rows = list(load_dataset(str(folder), split="train"))
+    rows[5]["signal"] = np.zeros_like(rows[5]["signal"]).tolist()
+    broken = Dataset.from_list(rows, features=row_features(12, "int16"))
+    with caplog.at_level(logging.WARNING):
+        prepared = prepare(broken, EXTRACTOR, tmp_path)
+    assert len(prepared) == 39 and "train-5" not in prepared["record_id"]
+    assert "1 recordings left out" in caplog.text and "train-5" in caplog.text
+
+
+def test_a_stream_is_the_prepared_data_set(folder, tmp_path):
+    prepared = {row["record_id"]: row for row in prepare(load_split([str(folder)], "train"), EXTRACTOR, tmp_path)}
+    streamed = list(stream(str(folder), "train", EXTRACTOR))
+    assert {row["record_id"] for row in streamed} == prepared.keys()
+    for row in streamed[::7]:
+        expected = prepared[row["record_id"]]
+        np.testing.assert_allclose(row["input_values"], expected["input_values"], atol=1e-6)
+        assert row["report"] == expected["report"]
+
+
+def test_processes_share_a_stream_and_a_resumed_one_goes_on(folder):
+    rows = stream(str(folder), "train", EXTRACTOR)
+
+    def ids(**where) -> list[str]:
+        return [row["record_id"] for batch in streamed_batches(rows, 5, 0, **where) for row in batch]
+
+    shares = [ids(epoch=1, rank=rank, processes=2) for rank in (0, 1)]
+    assert not set(shares[0]) & set(shares[1]) and len(set(shares[0] + shares[1])) == 40
+    assert ids(epoch=1, rank=1, processes=2, start=2) == shares[1][10:]
+    assert ids(epoch=1) != ids(epoch=2) and sorted(ids(epoch=1)) == sorted(ids(epoch=2))
+
+
+def test_workers_and_order_change_nothing(folder, tmp_path):
+    prepared = prepare(load_split([str(folder)], "train"), EXTRACTOR, tmp_path)
+    config = MelpEcgConfig(num_negatives=5, mask_time_length=3)
+    augmentation = Augmentation(lead_drop=0.5, shift=0.5, scale=0.1, noise=0.01)
+    collator = EcgHalvesCollator(config, 20, 100, augmentation, seed=1, epoch=3)
+    halves = {}
+    for workers, order in ((0, range(40)), (2, reversed(range(40)))):
+        loader = DataLoader(prepared, batch_sampler=[[i] for i in order], collate_fn=collator, num_workers=workers)
+        halves[workers] = {batch.pop("record_ids")[0]: batch for batch in loader}
+    assert halves[0].keys() == halves[2].keys()
+    for record, batch in halves[0].items():
+        assert all(torch.equal(batch[name], halves[2][record][name]) for name in batch)
+        assert batch["input_values"].shape == (1, 2, 12, 150) and batch["masked_steps"].shape == (1, 2, 20)
