@@ -72,14 +72,14 @@ def classification_summary(
     for metric_name, functions in metrics.items():
         values = _mean(function() for function in functions)  # (classes,)
         resampled = None if counts is None else _mean(function(weights=counts) for function in functions)
-        figures[f"{metric_name}_macro"] = _figure(macro(values), None if resampled is None else macro(resampled))
+        figures[f"{metric_name}_macro"] = as_figure(macro(values), None if resampled is None else macro(resampled))
         for index, name in enumerate(names):
-            by_class[name][metric_name] = _figure(values[index], None if resampled is None else resampled[:, index])
+            by_class[name][metric_name] = as_figure(values[index], None if resampled is None else resampled[:, index])
     for ranking in (auroc, average_precision):
         together = [partial(micro, ranking, targets, run) for run in runs]
         resampled = None if counts is None else _mean(function(counts) for function in together)
-        figures[f"{ranking.__name__}_micro"] = _figure(_mean(function() for function in together), resampled)
-    figures["auroc_macro_of_runs"] = [_figure(macro(auroc(targets, run)), None)["value"] for run in runs]
+        figures[f"{ranking.__name__}_micro"] = as_figure(_mean(function() for function in together), resampled)
+    figures["auroc_macro_of_runs"] = [as_figure(macro(auroc(targets, run)), None)["value"] for run in runs]
 
     left_out = left_out_classes(targets, names)
     return {
@@ -96,7 +96,8 @@ def _mean(values: Iterable[np.ndarray]) -> np.ndarray:
     return np.mean(list(values), axis=0)
 
 
-def _figure(value: Any, resampled: np.ndarray | None) -> dict[str, float | None]:
+def as_figure(value: Any, resampled: np.ndarray | None = None) -> dict[str, float | None]:
+    """{"value", "low", "high"} from a value and its resampled values; None for NaN."""
     low, high = (math.nan, math.nan) if resampled is None else interval(resampled)
     return {key: None if math.isnan(x) else float(x) for key, x in (("value", value), ("low", low), ("high", high))}
 

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +38,9 @@ from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.modeling.record_ecg import EcgRecord
-from ecgformers.training.evaluation import TaskData
+from ecgformers.training.evaluation import RecordData, TaskData
+
+Records = TypeVar("Records", bound=RecordData)
 
 
 class EcgEncoder(Protocol):
@@ -123,6 +125,27 @@ def encode_task(
     kept = ~np.isin(data.rows, list(refused))
     note = f"{len(refused)} recordings were refused and left out, the first: {next(iter(refused.values()))}"
     return data.take(kept), {name: each[kept] for name, each in features.items()}, [note]
+
+
+def leave_out_refused(data: Records, feature_extractor: Any) -> tuple[Records, list[str]]:
+    """The records that a model's feature extractor takes, and a note about the others.
+
+    Raises:
+        ValueError: it takes none.
+    """
+    refusals: dict[int, str] = {}
+    with quality_warnings_together():
+        for index, row in enumerate(tqdm(data.rows.tolist(), desc="Checking", unit=" ECGs", delay=2)):
+            try:
+                feature_extractor(row_to_record(data.ecgs[row]))
+            except ValueError as error:
+                refusals[index] = str(error)
+    if not refusals:
+        return data, []
+    note = f"{len(refusals)} recordings were refused and left out, the first: {next(iter(refusals.values()))}"
+    if len(refusals) == len(data):
+        raise ValueError(note)
+    return data.take(~np.isin(np.arange(len(data)), list(refusals))), [note]
 
 
 def extract_features(

@@ -3,9 +3,9 @@
     options = argument_parser(__doc__).parse_args()
     data = load_task(options.data, options.task, options.folds, options.split_table)
     train, test = data.part("train"), data.part(options.split)
-    results = Results("linear_probe", options, test)
-    results.add("model", classification_summary(test.targets, scores, test.task.classes, test.patients))
-    results.write()
+    table = ClassificationTable("linear_probe", options, test)
+    table.add("model", scores, "100 % of labels")
+    table.write()
 
 For research use; not a medical device.
 """
@@ -15,12 +15,13 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -32,6 +33,9 @@ from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import SPLITS, patient_split
 from ecgformers.datasets_scripts.tasks import TASKS, Task, labels, read_split_tables, splits
 from ecgformers.metrics.summary import classification_summary, format_figure
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HELD_OUT = 0.125  # of the training patients, where a rule has no validation folds
 RESEARCH_USE = "For research use; not a medical device."
@@ -57,31 +61,28 @@ def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentPars
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """Records of a data set that take part in a task; all but `ecgs` are as long as there are records.
+class RecordData:
+    """Records of a data set with their splits; the arrays are as long as there are records.
 
     Args:
         ecgs: the whole data set; `rows` (n,) says which of its rows these records are.
-        targets: (n, classes) of 0 and 1.
         splits, patients, record_ids: (n,) strings.
         held_out: validation is a part of the training patients, because the rule has no validation records.
         notes: what a reader of the results must know.
     """
 
-    task: Task
     ecgs: Dataset
     rows: np.ndarray
-    targets: np.ndarray
     splits: np.ndarray
     patients: np.ndarray
     record_ids: np.ndarray
-    held_out: bool = False
-    notes: tuple[str, ...] = ()
+    held_out: bool
+    notes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, split: str) -> "TaskData":
+    def part(self, split: str) -> "Self":
         """The records of one split.
 
         Raises:
@@ -89,24 +90,32 @@ class TaskData:
         """
         part = self.take(self.splits == split)
         if not len(part):
-            there = ", ".join(f"{name or 'none'} {count}" for name, count in zip(*_counts(self.splits), strict=True))
-            raise ValueError(f"no record of {self.task.name} is in split {split}; there are: {there}")
+            there = ", ".join(f"{count} {name}" for name, count in Counter(self.splits.tolist()).items())
+            raise ValueError(f"no record that takes part is in split {split}; there are: {there or 'none at all'}")
         return part
+
+    def take(self, which: np.ndarray) -> "Self":
+        """The records of a mask or of indices."""
+        arrays = {name: value[which] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays)
 
     @property
     def training(self) -> np.ndarray:
         """(records for training,) indices: the training split, and what was held out of it."""
         return np.flatnonzero((self.splits == "train") | (self.held_out & (self.splits == "validation")))
 
-    def take(self, which: np.ndarray) -> "TaskData":
-        """The records of a mask or of indices."""
-        names = ("rows", "targets", "splits", "patients", "record_ids")
-        return replace(self, **{name: getattr(self, name)[which] for name in names})
+    @property
+    def reports(self) -> list[str]:
+        """The report of every record, "" where there is none."""
+        return [report or "" for report in self.ecgs.with_format(None).select(self.rows)["report"]]
 
 
-def _counts(values: np.ndarray) -> tuple[list[str], list[int]]:
-    names, counts = np.unique(values, return_counts=True)
-    return names.tolist(), counts.tolist()
+@dataclass(frozen=True)
+class TaskData(RecordData):
+    """Records that take part in a task: `targets` (n, classes) of 0 and 1."""
+
+    task: Task
+    targets: np.ndarray
 
 
 def load_ecgs(name: str) -> Dataset:
@@ -120,7 +129,7 @@ def load_task(data: str, task_name: str, folds: str | None = None, split_tables:
 
     Args:
         data: folder or Hub name of a data set built with `datasets_scripts`.
-        folds: for tasks split by folds, see `fold_rule`; by default 1-8/9/10, or 1-7/8/9 where there is no fold 10.
+        folds: see `load_records`; it has no effect on tasks that are not split by folds.
         split_tables: "SPLIT=CSV" each, for tasks split by tables (see `read_split_tables`).
 
     Raises:
@@ -132,45 +141,65 @@ def load_task(data: str, task_name: str, folds: str | None = None, split_tables:
     ecgs = load_ecgs(data)
     rows = ecgs.remove_columns("signal").to_list()
     targets, takes_part = labels(rows, task)
-    notes = []
     if task.split == "folds":
-        present = {row["fold"] for row in rows}
-        if folds is None:
-            folds = "1-8/9/10" if 10 in present else "1-7/8/9"
-        by_fold = fold_rule(folds)
-        split = np.array([by_fold.get(row["fold"], "") for row in rows], dtype=object)
-        notes.append(f"folds {folds} (train/validation/test)")
+        split, notes = _own_splits(rows, folds)
     else:
         tables = read_split_tables(**dict(table.split("=", 1) for table in split_tables)) if split_tables else None
-        split = splits(rows, task, tables).astype(object)
-    patients = np.array([row["patient_id"] or f"record {row['record_id']}" for row in rows], dtype=object)
-    takes_part &= split != ""
+        split, notes = splits(rows, task, tables).astype(object), ()
+    records = _records(ecgs, rows, split, notes)
+    return TaskData(**vars(records), task=task, targets=targets).take(takes_part & (split != ""))
+
+
+def load_records(data: str, folds: str | None = None) -> RecordData:
+    """The records of a data set with their splits, for evaluations without labels.
+
+    Args:
+        data: folder or Hub name of a data set built with `datasets_scripts`.
+        folds: see `fold_rule`; by default 1-8/9/10, or 1-7/8/9 where there is no fold 10.  Where the rows have no
+            fold, their own split counts.
+
+    Raises:
+        ValueError: a patient in two splits.
+    """
+    ecgs = load_ecgs(data)
+    rows = ecgs.remove_columns("signal").to_list()
+    split, notes = _own_splits(rows, folds)
+    return _records(ecgs, rows, split, notes).take(split != "")
+
+
+def _own_splits(rows: Sequence[Mapping[str, Any]], folds: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The split of every row by its fold, or else as its data set was built, and a note on that."""
+    present = {row["fold"] for row in rows} - {None}
+    if not present and folds is None:
+        return np.array([row["split"] for row in rows], dtype=object), ("splits as the data set was built",)
+    rule = folds or ("1-8/9/10" if 10 in present else "1-7/8/9")
+    by_fold = fold_rule(rule)
+    split = np.array([by_fold.get(row["fold"], "") for row in rows], dtype=object)
+    return split, (f"folds {rule} (train/validation/test)",)
+
+
+def _records(
+    ecgs: Dataset, rows: Sequence[Mapping[str, Any]], split: np.ndarray, notes: tuple[str, ...]
+) -> RecordData:
+    patients = np.array([row["patient_id"] or f"record {row['record_id']}" for row in rows])
+    seen: dict[str, str] = {}
+    for patient, name in zip(patients, split, strict=True):
+        if name and seen.setdefault(patient, name) != name:
+            raise ValueError(f"patient {patient} is in the splits {seen[patient]} and {name}: results would flatter")
     held_out = "train" in split and "validation" not in split
     if held_out:
         chosen = np.array([patient_split(patient, HELD_OUT) == "validation" for patient in patients])
         split[(split == "train") & chosen] = "validation"
-        notes.append(f"no validation split: {HELD_OUT:.1%} of the training patients were held out for validation")
-    index = np.flatnonzero(takes_part)
-    data_of_task = TaskData(
-        task=task,
+        notes += (f"no validation split: {HELD_OUT:.1%} of the training patients were held out for validation",)
+    return RecordData(
         ecgs=ecgs.with_format("numpy"),
-        rows=index,
-        targets=targets[index],
-        splits=split[index].astype(str),
-        patients=patients[index].astype(str),
-        record_ids=np.array([rows[i]["record_id"] for i in index], dtype=str),
+        rows=np.arange(len(rows)),
+        splits=split.astype(str),
+        patients=patients,
+        record_ids=np.array([row["record_id"] for row in rows]),
         held_out=held_out,
-        notes=tuple(notes),
+        notes=notes,
     )
-    _check_patients(data_of_task)
-    return data_of_task
-
-
-def _check_patients(data: TaskData):
-    seen: dict[str, str] = {}
-    for patient, split in zip(data.patients, data.splits, strict=True):
-        if seen.setdefault(patient, split) != split:
-            raise ValueError(f"patient {patient} is in the splits {seen[patient]} and {split}: results would flatter")
 
 
 def fold_rule(rule: str) -> dict[int, str]:
@@ -196,29 +225,108 @@ def fold_rule(rule: str) -> dict[int, str]:
 
 
 @dataclass
-class Results:
+class Table:
     """The rows of one evaluation's table, one a method, and the files they go to.
 
     `write` makes `NAME.json` (everything), `NAME.md` (the table) and, for the model's own rows,
     `.eval_results/NAME.yaml` (what a model card on the Hub shows), NAME being the recipe and its task.
+
+    Args:
+        recipe, task: what was done, and on which task ("" where there is none).
+        notes: what a reader must know.
+        columns: heading and key of the figures shown.
+        headline: the key of the figure that `.eval_results` get.
     """
 
     recipe: str
     options: argparse.Namespace
-    data: TaskData
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    columns: Mapping[str, str]
+    headline: str
+    task: str = ""
     notes: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}_{self.data.task.name}"
+        return "_".join(filter(None, (self.recipe, self.task)))
 
     @property
     def model(self) -> str:
         return Path(self.options.model).name
 
-    def add(self, method: str, scores: np.ndarray, protocol: str = "", **summary_options: Any) -> dict[str, Any]:
-        """Add the row of a method (the model, or what it is compared with) from its scores of the records."""
+    def add_row(self, method: str, protocol: str, figures: Mapping[str, Any]):
+        """Add the row of a method: the model, or what it is compared with."""
+        self.rows.append({"method": method, "protocol": protocol, **figures})
+
+    def markdown(self) -> str:
+        header = ("method", "protocol", *self.columns, "records")
+        lines = [header, ["---"] * len(header)]
+        for row in self.rows:
+            cells = [format_figure(row[key]) for key in self.columns.values()]
+            lines.append([row["method"], row["protocol"], *cells, str(row["records"])])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def write(self):
+        """Write the files, and print the table."""
+        notes = list(dict.fromkeys([*self.notes, *(note for row in self.rows for note in row.get("notes", ()))]))
+        options = self.options
+        result = {
+            "recipe": self.recipe,
+            "task": self.task,
+            "model": options.model,
+            "data": options.data,
+            "split": options.split,
+            "rows": self.rows,
+            "notes": notes,
+            **provenance(options),
+        }
+        write_json(options.output / f"{self.name}.json", result)
+        title = ", ".join(filter(None, (self.task, self.recipe.replace("_", " "))))
+        interval = "; in brackets 95 % intervals by patient" if options.resamples else ""
+        lines = [f"### {title}: {self.model} on {options.split}", "", self.markdown(), ""]
+        lines += [f"In %{interval}. {RESEARCH_USE}", *(f"- {note}" for note in notes), ""]
+        (options.output / f"{self.name}.md").write_text("\n".join(lines), encoding="utf-8")
+        print("\n".join(lines))
+        self._write_eval_results()
+
+    def _write_eval_results(self):
+        options = self.options
+        dataset_id = options.dataset_id or (None if Path(options.data).exists() else options.data)
+        if dataset_id is None:
+            print("No .eval_results were written: --data is a folder; give --dataset-id, its name on the Hub.")
+            return
+        heading = next(heading for heading, key in self.columns.items() if key == self.headline)
+        entries = [
+            EvalResultEntry(
+                dataset_id=dataset_id,
+                task_id=self.name,
+                value=round(100 * row[self.headline]["value"], 2),
+                date=datetime.now(timezone.utc).date().isoformat(),
+                notes=f"{heading} in %, {row['protocol']}, on {options.split}. {RESEARCH_USE}",
+            )
+            for row in self.rows
+            if row["method"] == self.model and row[self.headline]["value"] is not None
+        ]
+        path = options.output / ".eval_results" / f"{self.name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+
+
+class ClassificationTable(Table):
+    """The table of a task with classes, made from scores of the same records."""
+
+    def __init__(self, recipe: str, options: argparse.Namespace, data: TaskData):
+        columns = {
+            "macro AUROC": "auroc_macro",
+            "micro AUROC": "auroc_micro",
+            "macro AP": "average_precision_macro",
+            "macro best F1": "best_f1_macro",
+        }
+        super().__init__(recipe, options, columns, "auroc_macro", data.task.name, list(data.notes))
+        self.data = data
+
+    def add(self, method: str, scores: np.ndarray, protocol: str, **summary_options: Any):
+        """Add a row from scores (n, classes) or (runs, n, classes); see `classification_summary`."""
         summary = classification_summary(
             self.data.targets,
             scores,
@@ -228,74 +336,7 @@ class Results:
             seed=self.options.seed,
             **summary_options,
         )
-        self.rows.append({"method": method, "protocol": protocol, **summary})
-        return summary
-
-    def table(self) -> str:
-        """Markdown."""
-        header = ("method", "protocol", "macro AUROC", "micro AUROC", "macro AP", "macro best F1", "records")
-        figures = ("auroc_macro", "auroc_micro", "average_precision_macro", "best_f1_macro")
-        lines = [header, ["---"] * len(header)]
-        for row in self.rows:
-            cells = [format_figure(row[figure]) for figure in figures]
-            lines.append([row["method"], row["protocol"], *cells, str(row["records"])])
-        return markdown(lines)
-
-    def write(self):
-        """Write the files, and print the table."""
-        notes = list(dict.fromkeys([*self.data.notes, *self.notes, *(n for row in self.rows for n in row["notes"])]))
-        result = {
-            "recipe": self.recipe,
-            "model": str(self.options.model),
-            "data": str(self.options.data),
-            "task": self.data.task.name,
-            "split": self.options.split,
-            "rows": self.rows,
-            "notes": notes,
-            **provenance(self.options),
-        }
-        write_json(self.options.output / f"{self.name}.json", result)
-        interval = "; in brackets 95 % intervals by patient" if self.options.resamples else ""
-        text = "\n".join(
-            [
-                f"### {self.data.task.name}, {self.recipe.replace('_', ' ')}: {self.model} on {self.options.split}",
-                "",
-                self.table(),
-                "",
-                f"In %{interval}. {RESEARCH_USE}",
-                *(f"- {note}" for note in notes),
-                "",
-            ]
-        )
-        (self.options.output / f"{self.name}.md").write_text(text, encoding="utf-8")
-        print(text)
-        entries = [
-            (f"{self.data.task.name}_{self.recipe}", row["auroc_macro"]["value"], row["protocol"])
-            for row in self.rows
-            if row["method"] == self.model and row["auroc_macro"]["value"] is not None
-        ]
-        write_eval_results(self.options, self.name, entries, "macro AUROC in %")
-
-
-def write_eval_results(options: argparse.Namespace, name: str, entries: Sequence[tuple[str, float, str]], metric: str):
-    """Write `.eval_results/NAME.yaml` from (task id, value in [0, 1], protocol), if the data has a name on the Hub."""
-    dataset_id = options.dataset_id or (None if Path(options.data).exists() else options.data)
-    if dataset_id is None:
-        print("No .eval_results were written: --data is a folder; give --dataset-id, its name on the Hub.")
-        return
-    results = [
-        EvalResultEntry(
-            dataset_id=dataset_id,
-            task_id=task_id,
-            value=round(100 * value, 2),
-            date=datetime.now(timezone.utc).date().isoformat(),
-            notes=", ".join(filter(None, (metric, protocol, options.split, RESEARCH_USE))),
-        )
-        for task_id, value, protocol in entries
-    ]
-    path = options.output / ".eval_results" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(results), sort_keys=False), encoding="utf-8")
+        self.add_row(method, protocol, summary)
 
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:
@@ -319,11 +360,7 @@ def write_json(path: Path, result: dict[str, Any]):
     unfinished.replace(path)
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def run(main: Any):
+def run(main: Callable[[], Any]):
     """Run a recipe's `main`; what a user can mend ends it with a message alone."""
     datasets.disable_progress_bars()
     try:

@@ -21,11 +21,11 @@ import numpy as np
 
 from ecgformers.metrics.ranking import best_thresholds
 from ecgformers.training.encoders import EcgEncoder, encode_task, load_encoder
-from ecgformers.training.evaluation import Results, TaskData, argument_parser, load_task, run
+from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
 from ecgformers.training.probing import PENALTIES, LinearProbe, choose_probe, fit_probes
 
 
-def main(arguments: list[str] | None = None) -> Results:
+def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser = argument_parser(__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=[1, 10, 100], help="of the training labels, in %%")
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 100 %%")
@@ -38,18 +38,18 @@ def main(arguments: list[str] | None = None) -> Results:
         encoders["random encoder"] = encoder.random(options.seed)
     data, features, notes = encode_task(encoders, data, options)
 
-    results = Results("linear_probe", options, data.part(options.split))
-    results.notes += notes
+    table = ClassificationTable("linear_probe", options, data.part(options.split))
+    table.notes += notes
     if "random encoder" not in encoders:
-        results.notes.append(f"{options.model} has no method random: no random encoder beside it")
+        table.notes.append(f"{options.model} has no method random: no random encoder beside it")
     for share in options.shares:
         draws = draw_shares(data, share, options)
         runs = f"{len(draws)} draws of " if len(draws) > 1 else ""
         for name, each in features.items():
-            probe_records(results, data, each, name, f"probe, {runs}{share:g} % of labels", draws)
-    add_prior(results, data)
-    results.write()
-    return results
+            probe_records(table, data, each, name, f"probe, {runs}{share:g} % of labels", draws)
+    add_prior(table, data)
+    table.write()
+    return table
 
 
 def draw_shares(data: TaskData, share: float, options: argparse.Namespace) -> list[np.ndarray]:
@@ -61,10 +61,15 @@ def draw_shares(data: TaskData, share: float, options: argparse.Namespace) -> li
 
 
 def probe_records(
-    results: Results, data: TaskData, features: np.ndarray, name: str, protocol: str, draws: Sequence[np.ndarray]
+    table: ClassificationTable,
+    data: TaskData,
+    features: np.ndarray,
+    name: str,
+    protocol: str,
+    draws: Sequence[np.ndarray],
 ):
     """Fit a probe on each draw of training records, and add the row of their mean."""
-    evaluated, validation = data.splits == results.options.split, data.splits == "validation"
+    evaluated, validation = data.splits == table.options.split, data.splits == "validation"
     scores, thresholds = [], []
     for draw in draws:
         probe = fit_probe(data, features, draw)
@@ -73,8 +78,8 @@ def probe_records(
     unseen = ~np.all([data.targets[draw].any(0) for draw in draws], axis=0)
     if unseen.any():
         classes = ", ".join(np.array(data.task.classes)[unseen])
-        results.notes.append(f"{protocol}: at times without a positive among the training labels: {classes}")
-    results.add(name, np.stack(scores), protocol, thresholds=np.stack(thresholds), are_probabilities=True)
+        table.notes.append(f"{protocol}: at times without a positive among the training labels: {classes}")
+    table.add(name, np.stack(scores), protocol, thresholds=np.stack(thresholds), are_probabilities=True)
 
 
 def fit_probe(data: TaskData, features: np.ndarray, draw: np.ndarray) -> LinearProbe:
@@ -96,11 +101,11 @@ def fit_probe(data: TaskData, features: np.ndarray, draw: np.ndarray) -> LinearP
     return list(fit_probes(features[draw], data.targets[draw], down_to))[-1]
 
 
-def add_prior(results: Results, data: TaskData):
+def add_prior(table: ClassificationTable, data: TaskData):
     """The row of a predictor that knows nothing but how frequent each class is in training."""
     share = data.targets[data.training].mean(0)
-    scores = np.broadcast_to(share, results.data.targets.shape)
-    results.add("prior", scores, "share of positives in training", are_probabilities=True)
+    scores = np.broadcast_to(share, table.data.targets.shape)
+    table.add("prior", scores, "share of positives in training", are_probabilities=True)
 
 
 if __name__ == "__main__":

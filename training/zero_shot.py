@@ -22,13 +22,13 @@ from ecgformers.metrics.ranking import auroc, macro
 from ecgformers.modeling.losses_ecg import pairwise_distance
 from ecgformers.modeling.pipelines_ecg import prompt_scores
 from ecgformers.training.encoders import HubEncoder, encode_task
-from ecgformers.training.evaluation import Results, argument_parser, load_task, run
+from ecgformers.training.evaluation import ClassificationTable, argument_parser, load_task, run
 
 ECG_INPUTS = ("input_values", "lead_mask", "sample_mask")
 TEXTS_A_BATCH, ECGS_A_BATCH = 64, 1024
 
 
-def main(arguments: list[str] | None = None) -> Results:
+def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser = argument_parser(__doc__)
     parser.add_argument("--language", nargs="+", default=LANGUAGES, help="of the prompts")
     parser.add_argument("--prompts", type=Path, help="a YAML file of prompts instead of ours")
@@ -43,17 +43,17 @@ def main(arguments: list[str] | None = None) -> Results:
     encoders = {Path(options.model).name: encoder, "random model": encoder.random(options.seed)}
     test, features, notes = encode_task(encoders, test, options)
 
-    results = Results("zero_shot", options, test)
-    results.notes += [f"{sum(map(len, texts.values()))} prompts, {' and '.join(options.language)}", *notes]
+    table = ClassificationTable("zero_shot", options, test)
+    table.notes += [f"{sum(map(len, texts.values()))} prompts, {' and '.join(options.language)}", *notes]
     for name, each in encoders.items():
         text_features = embed_texts(each.model, processor, texts)
         scores = zero_shot_scores(each.model, torch.from_numpy(features[name]), text_features, texts)
         if test.task.contrast:
             scores = scores[:, :1] - scores[:, 1:]
-        results.add(name, scores, "no labels")
-    results.add("prior", np.zeros(test.targets.shape), "the same score for all")
-    results.write()
-    return results
+        table.add(name, scores, "no labels")
+    table.add("prior", np.zeros(test.targets.shape), "the same score for all")
+    table.write()
+    return table
 
 
 def embedding_names(model: PreTrainedModel) -> tuple[str, ...]:
