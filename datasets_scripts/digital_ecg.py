@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgformers.modeling.reading_ecg import MILLIVOLTS
+from ecgformers.modeling.record_ecg import millivolts
 from ecgformers.modeling.wfdb_ecg import read_digital_wfdb, read_wfdb_header
 
 
@@ -38,8 +38,10 @@ class DigitalEcg:
         if not self.signal.any():
             raise ValueError("every sample is zero")
         for lead, gain, unit in zip(self.lead_names, self.gain, self.units, strict=True):
-            if unit.strip().lower() not in MILLIVOLTS:
-                raise ValueError(f"lead {lead} is in {unit!r}, which is not nV, uV, mV or V")
+            try:
+                millivolts(unit)
+            except ValueError as error:
+                raise ValueError(f"the unit of lead {lead}, {error}") from None
             if not np.isfinite(gain) or gain == 0:
                 raise ValueError(f"lead {lead} has gain {gain}: its millivolts are unknown")
         for lead, baseline in zip(self.lead_names, self.baseline, strict=True):

@@ -24,8 +24,8 @@ import pyarrow as pa
 from datasets import Array2D, Features, List, Value
 
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg
-from ecgformers.modeling.leads_ecg import canonical_lead_name
-from ecgformers.modeling.reading_ecg import MILLIVOLTS, EcgRecord
+from ecgformers.modeling.leads_ecg import lead_name
+from ecgformers.modeling.record_ecg import EcgRecord, millivolts
 
 SPLITS = ("train", "validation", "test")
 SIGNAL_COLUMNS = ("signal", "gain", "baseline", "units", "lead_names", "sampling_rate")
@@ -62,14 +62,14 @@ def row_to_record(row: Mapping[str, Any]) -> EcgRecord:
         row: of a data set built here, its columns Python lists or numpy arrays (`dataset.with_format("numpy")` is
             the fast way); columns beside those of the signal become the record's metadata.
     """
-    signal = np.asarray(row["signal"])  # (samples, leads)
-    scale = np.array([MILLIVOLTS[str(unit).strip().lower()] for unit in row["units"]])
-    millivolts = (signal - np.asarray(row["baseline"], np.float64)) / np.asarray(row["gain"], np.float64) * scale
-    if signal.dtype == np.float32:
-        millivolts = millivolts.astype(np.float32)
+    stored = np.asarray(row["signal"])  # (samples, leads)
+    scale = np.array([millivolts(unit) for unit in row["units"]])
+    signal = (stored - np.asarray(row["baseline"], np.float64)) / np.asarray(row["gain"], np.float64) * scale
+    if stored.dtype == np.float32:
+        signal = signal.astype(np.float32)
     metadata = {name: value for name, value in row.items() if name not in SIGNAL_COLUMNS}
     return EcgRecord(
-        signal=np.ascontiguousarray(millivolts.T),  # (leads, samples)
+        signal=np.ascontiguousarray(signal.T),  # (leads, samples)
         lead_names=tuple(str(name) for name in row["lead_names"]),
         sampling_rate=float(row["sampling_rate"]),
         units=tuple(str(unit) for unit in row["units"]),
@@ -89,14 +89,6 @@ def patient_split(patient_id: str, validation: float, test: float = 0.0) -> str:
     """A split for a patient of a data set that publishes none: always the same one, in these shares on average."""
     place = int.from_bytes(hashlib.sha256(patient_id.encode()).digest()[:8], "big") / 2**64
     return "test" if place < test else "validation" if place < test + validation else "train"
-
-
-def lead_name(name: str) -> str:
-    """The standard name of a standard lead; others (the X, Y, Z of Frank) keep their own."""
-    try:
-        return canonical_lead_name(name)
-    except ValueError:
-        return name
 
 
 def signal_columns(recordings: Sequence[DigitalEcg], schema: pa.Schema) -> dict[str, pa.Array]:

@@ -27,6 +27,7 @@ from .quality_ecg import (
     longest_run,
     saturated_leads,
 )
+from .record_ecg import to_millivolts
 
 POLICIES = {
     "missing_leads": ("error", "zero_fill"),
@@ -39,8 +40,6 @@ POLICIES = {
     "short_recordings": ("error", "pad"),
 }
 """The policies of `EcgFeatureExtractor`, the values each may have, its default first."""
-
-MILLIVOLTS = {"nV": 1e-6, "uV": 1e-3, "µV": 1e-3, "μV": 1e-3, "mV": 1.0, "V": 1e3}
 
 
 def bandpass_filter(
@@ -309,7 +308,8 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             try:
                 signal = bandpass_filter(signal, ecg.sampling_rate, self.bandpass, self.sampling_rate)
             except ValueError as error:
-                raise ValueError(f"{ecg.source}: {error}.  Leave the recording out, or change bandpass.") from error
+                advice = "Leave the recording out, or change bandpass."
+                raise EcgQualityError(f"{ecg.source}: {error}.  {advice}") from error
         signal = resample(signal, ecg.sampling_rate, self.sampling_rate)
         first = max(0, signal.shape[1] - self.num_samples) // 2 if self.crop == "center" else 0
         signal = signal[:, first : first + self.num_samples]
@@ -404,30 +404,8 @@ def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index
     if torch.is_tensor(item):
         item = item.detach().cpu()
         item = (item.double() if item.is_floating_point() else item).numpy()
-    signal = np.asarray(item)
-    if signal.dtype.kind not in "fiu":
-        raise TypeError(f"{source}: the signal must be of real numbers, not {signal.dtype}.")
-    if signal.ndim != 2 or len(signal) != len(lead_names) or not signal.size:
-        hint = "  Transpose it." if signal.ndim == 2 and signal.shape[1] == len(lead_names) else ""
-        raise ValueError(
-            f"{source}: the signal has shape {signal.shape}, not ({len(lead_names)} leads, samples).{hint}"
-        )
-    if units is None and signal.dtype.kind != "f":
-        raise ValueError(
-            f"{source}: whole numbers ({signal.dtype}) are most likely digital units.  Divide them by the gain "
-            "(digital units per mV), or give units if they are whole 'uV'."
-        )
-    factors = [_millivolts(unit, source) for unit in ([units] if isinstance(units, str) else units or ["mV"])]
-    if len(factors) not in (1, len(signal)):
-        raise ValueError(f"{source}: units has {len(factors)} entries for {len(signal)} leads.")
-    signal = signal.astype(np.float64) * np.array(factors)[:, None]
-    return _Ecg(signal, tuple(lead_names), float(sampling_rate), source)
-
-
-def _millivolts(unit: str, source: str) -> float:
-    if unit not in MILLIVOLTS:
-        raise ValueError(f"{source}: unknown unit {unit!r}, expected one of {', '.join(MILLIVOLTS)}.")
-    return MILLIVOLTS[unit]
+    signal, _ = to_millivolts(np.asarray(item), lead_names, units, source)
+    return _Ecg(signal.astype(np.float64), tuple(lead_names), float(sampling_rate), source)
 
 
 EcgFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

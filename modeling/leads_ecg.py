@@ -47,6 +47,14 @@ def canonical_lead_name(name: str) -> str:
         ) from None
 
 
+def lead_name(name: str) -> str:
+    """The standard name of a standard lead; any other lead (the X, Y, Z of Frank) keeps its own."""
+    try:
+        return canonical_lead_name(name)
+    except ValueError:
+        return name.strip()
+
+
 def derive_limb_leads(leads: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The limb leads missing from `leads`, computed exactly from two that are there (Einthoven 1912, Goldberger 1942).
 

@@ -6,7 +6,6 @@ Research use only, not a medical device.
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,9 @@ import numpy as np
 import scipy.io
 
 from .dicom_ecg import read_dicom
-from .leads_ecg import canonical_lead_name
-from .record_ecg import EcgReadError, EcgRecord, RawEcg, refuse_bomb
+from .leads_ecg import lead_name
+from .record_ecg import EcgReadError, EcgRecord, RawEcg, refuse_bomb, to_millivolts
 from .wfdb_ecg import read_wfdb
-
-MILLIVOLTS = {"nv": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}
-"""Millivolts in a unit, by its name in lower case (both the micro sign and the Greek mu)."""
 
 
 def read_ecg(
@@ -71,60 +67,16 @@ def read_ecg(
         label, raw = "array", RawEcg(np.asarray(source))
     else:
         raise EcgReadError(f"cannot read an ECG from {type(source).__name__}; read_ecg says what it takes")
-    return _to_record(
-        label,
-        raw.signal,
-        raw.lead_names if lead_names is None else lead_names,
-        raw.sampling_rate if sampling_rate is None else sampling_rate,
-        raw.units if units is None else units,
-        dict(raw.metadata),
-    )
-
-
-def _to_record(
-    label: str,
-    signal: np.ndarray,
-    lead_names: Sequence[str | None],
-    sampling_rate: float | None,
-    units: str | Sequence[str],
-    metadata: dict[str, Any],
-) -> EcgRecord:
-    """The record in millivolts, or `EcgReadError` if that would take a guess."""
+    lead_names = raw.lead_names if lead_names is None else lead_names
     lead_names = (lead_names,) if isinstance(lead_names, str) else lead_names
-    leads = tuple(_lead_name(str(name or "")) for name in lead_names)
+    leads = tuple(lead_name(str(name or "")) for name in lead_names)
     if not leads or not all(leads):
         raise EcgReadError(f"{label}: does not say its lead names: pass lead_names=('I', 'II', ...)")
+    sampling_rate = raw.sampling_rate if sampling_rate is None else sampling_rate
     if sampling_rate is None:
         raise EcgReadError(f"{label}: does not say its sampling rate: pass sampling_rate= in Hz")
-    if signal.dtype.kind not in "fiu":
-        raise EcgReadError(f"{label}: a signal of type {signal.dtype} is not an ECG; it must hold real numbers")
-    if signal.dtype.kind in "iu":
-        if len(units) == 0:
-            raise EcgReadError(f"{label}: holds integers; pass units='uV' (or 'mV', 'V') if they are not ADC counts")
-        if signal.size and max(abs(int(signal.min())), abs(int(signal.max()))) > 1 << 53:
-            raise EcgReadError(f"{label}: holds integers too large for a voltage, overflown perhaps")
-    units = (units,) * len(leads) if isinstance(units, str) else tuple(units) or ("mV",) * len(leads)
-    if len(units) != len(leads):
-        raise EcgReadError(f"{label}: {len(units)} units for {len(leads)} leads")
-    dtype = np.float32 if signal.dtype == np.float32 else np.float64
-    scale = np.array([[_millivolts(label, *pair)] for pair in zip(leads, units, strict=True)], dtype)  # (leads, 1)
-    with np.errstate(over="ignore"):  # the record refuses infinite values
-        record = EcgRecord(signal.astype(dtype), leads, sampling_rate, units, label, metadata)
-        return record if (scale == 1).all() else replace(record, signal=record.signal * scale)
-
-
-def _lead_name(name: str) -> str:
-    try:
-        return canonical_lead_name(name)
-    except ValueError:  # not a lead of the twelve: its own name is the best there is
-        return name.strip()
-
-
-def _millivolts(label: str, lead: str, unit: str) -> float:
-    try:
-        return MILLIVOLTS[str(unit).strip().lower()]
-    except KeyError:
-        raise EcgReadError(f"{label}: lead {lead} is in {unit!r}, which is not nV, uV, mV or V; pass units=") from None
+    signal, lead_units = to_millivolts(raw.signal, leads, raw.units if units is None else units, label)
+    return EcgRecord(signal, leads, sampling_rate, lead_units, label, dict(raw.metadata))
 
 
 def _from_mapping(label: str, fields: Mapping[str, Any]) -> RawEcg:

@@ -14,6 +14,8 @@ import numpy as np
 MAX_UNFOLDED_BYTES = 1 << 26
 MAX_UNFOLDING = 100
 
+_MILLIVOLTS = {"nv": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}  # micro sign and Greek mu
+
 
 class EcgReadError(ValueError):
     """The content of a source is damaged, ambiguous or not an ECG; the message names the source and the remedy."""
@@ -43,14 +45,9 @@ class EcgRecord:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.signal)
-        if len(shape) != 2 or 0 in shape:
-            raise EcgReadError(f"{self.source}: an ECG has shape (leads, samples), neither of them 0, not {shape}")
+        check_shape(self.signal, self.lead_names, self.source)
         if self.signal.dtype not in (np.float32, np.float64):
             raise EcgReadError(f"{self.source}: the signal must be float32 or float64, not {self.signal.dtype}")
-        if len(self.lead_names) != shape[0]:
-            hint = "; is it transposed?  Pass signal.T" if len(self.lead_names) == shape[1] else ""
-            raise EcgReadError(f"{self.source}: {len(self.lead_names)} lead names for {shape[0]} leads{hint}")
         for i, name in enumerate(self.lead_names):
             if name in self.lead_names[:i]:
                 raise EcgReadError(f"{self.source}: lead {name} occurs twice; leads are told apart by name")
@@ -75,6 +72,60 @@ class RawEcg(NamedTuple):
     sampling_rate: float | None = None
     units: Sequence[str] = ()
     metadata: Mapping[str, Any] = MappingProxyType({})
+
+
+def check_shape(signal: np.ndarray, lead_names: Sequence[str], source: str) -> None:
+    """Raise `EcgReadError` where `signal` is not (leads, samples) of these leads."""
+    shape = np.shape(signal)
+    if len(shape) != 2 or 0 in shape:
+        raise EcgReadError(f"{source}: an ECG has shape (leads, samples), neither of them 0, not {shape}")
+    if len(lead_names) != shape[0]:
+        hint = "; is it transposed?  Pass signal.T" if len(lead_names) == shape[1] else ""
+        raise EcgReadError(f"{source}: {len(lead_names)} lead names for {shape[0]} leads{hint}")
+
+
+def millivolts(unit: str) -> float:
+    """How many millivolts one nV, uV (µV), mV or V is, whatever its case; `ValueError` for any other unit."""
+    try:
+        return _MILLIVOLTS[str(unit).strip().lower()]
+    except KeyError:
+        raise ValueError(f"{unit!r}, is not nV, uV, mV or V") from None
+
+
+def to_millivolts(
+    signal: np.ndarray, lead_names: Sequence[str], units: str | Sequence[str] | None, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """`signal` (leads, samples) in millivolts, float64 or, where it was that, float32; and the unit of each lead.
+
+    Args:
+        units: one for all leads or one a lead; none given, floating point numbers are taken as mV.
+
+    Raises:
+        EcgReadError: no such signal, integers without units, or other units than nV, uV, mV and V.
+    """
+    check_shape(signal, lead_names, source)
+    if signal.dtype.kind not in "fiu":
+        raise EcgReadError(f"{source}: a signal of type {signal.dtype} is not an ECG; it must hold real numbers")
+    units = (units,) * len(lead_names) if isinstance(units, str) else tuple(() if units is None else units)
+    if signal.dtype.kind in "iu":
+        if not units:
+            raise EcgReadError(
+                f"{source}: holds integers ({signal.dtype}), most likely ADC counts: divide them by the gain, or pass "
+                "units='uV' (or 'mV', 'V') if they are voltages"
+            )
+        if max(abs(int(signal.min())), abs(int(signal.max()))) > 1 << 53:
+            raise EcgReadError(f"{source}: holds integers too large for a voltage, overflown perhaps")
+    units = units or ("mV",) * len(lead_names)
+    if len(units) != len(lead_names):
+        raise EcgReadError(f"{source}: {len(units)} units for {len(lead_names)} leads")
+    scale = np.ones((len(lead_names), 1), np.float32 if signal.dtype == np.float32 else np.float64)
+    for row, (name, unit) in enumerate(zip(lead_names, units, strict=True)):
+        try:
+            scale[row] = millivolts(unit)
+        except ValueError as error:
+            raise EcgReadError(f"{source}: the unit of lead {name}, {error}; pass units=") from None
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+        return np.multiply(signal, scale, dtype=scale.dtype), units
 
 
 def refuse_bomb(unfolded: int, stored: int, path: Path) -> None:

@@ -18,7 +18,7 @@ from ecgformers.datasets_scripts.georgia import Georgia
 from ecgformers.datasets_scripts.mimic_iv_ecg import MimicIvEcg
 from ecgformers.datasets_scripts.ptb_xl import PtbXl
 from ecgformers.datasets_scripts.rows import row_to_record
-from ecgformers.modeling.reading_ecg import EcgRecord
+from ecgformers.modeling.record_ecg import EcgRecord
 
 
 def built_records(builder_class: type[EcgBuilder], source: Path, output: Path, **options: Any) -> list[EcgRecord]:
