@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
@@ -10,13 +11,20 @@ from transformers.configuration_utils import PreTrainedConfig
 
 @strict
 class MelpEcgConfig(PreTrainedConfig):
-    r"""MELP's ECG encoder: wav2vec 2.0 over 12 leads and two attentional poolers.
+    r"""MELP's ECG tower: an encoder, wav2vec 2.0 over 12 leads by default, and two attentional poolers.
 
-    The defaults are the published sizes.
+    The defaults are the published sizes; those of the residual network that the authors compare with are
+    `MelpEcgConfig(encoder_type="resnet", hidden_size=256, num_beat_queries=10)`.
 
     Args:
+        encoder_type: "wav2vec2", or "resnet": a residual network and a convolution of 1 tap to `hidden_size`.
         num_leads: leads of the input; their order is the feature extractor's affair.
-        conv_dim, conv_kernel, conv_stride: channels, kernel and stride of each convolution block.
+        stem_size, hidden_sizes, depths, strides: for "resnet": channels of the first convolution, which halves the
+            time resolution; channels, residual blocks and stride of each stage.
+        hidden_size: width of the states that the encoder gives to the poolers.
+        hidden_dropout: between the parts of the encoder, and between encoder and poolers.
+        conv_dim, conv_kernel, conv_stride: channels, kernel and stride of each convolution block.  From here
+            to `feature_grad_mult`, for "wav2vec2".
         num_conv_pos_embeddings, num_conv_pos_embedding_groups: kernel and groups of the positional convolution.
         feature_grad_mult: factor on the gradients that reach the convolution blocks.
         num_caption_queries, caption_dim: number and width of the caption tokens (token level).
@@ -33,7 +41,12 @@ class MelpEcgConfig(PreTrainedConfig):
     model_type = "melp_ecg"
     base_config_key = "ecg_config"
 
+    encoder_type: Literal["wav2vec2", "resnet"] = "wav2vec2"
     num_leads: int = 12
+    stem_size: int = 64
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    strides: list[int] | tuple[int, ...] = (1, 2, 2, 2)
     conv_dim: list[int] | tuple[int, ...] = (256, 256, 256, 256)
     conv_kernel: list[int] | tuple[int, ...] = (2, 2, 2, 2)
     conv_stride: list[int] | tuple[int, ...] = (2, 2, 2, 2)
@@ -72,8 +85,14 @@ class MelpEcgConfig(PreTrainedConfig):
                 "conv_dim, conv_kernel and conv_stride describe the same blocks and must be equally long; "
                 f"they have {len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)} entries"
             )
+        if not len(self.hidden_sizes) == len(self.depths) == len(self.strides):
+            raise ValueError(
+                "hidden_sizes, depths and strides describe the same stages and must be equally long; "
+                f"they have {len(self.hidden_sizes)}, {len(self.depths)} and {len(self.strides)} entries"
+            )
+        encoder_heads = self.num_attention_heads if self.encoder_type == "wav2vec2" else 1
         for width, heads, name in (
-            (self.hidden_size, self.num_attention_heads, "hidden_size"),
+            (self.hidden_size, encoder_heads, "hidden_size"),
             (self.caption_dim, self.num_pooler_heads, "caption_dim"),
             (self.projection_dim, self.num_pooler_heads, "projection_dim"),
         ):

@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import BertModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
@@ -28,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_echoing_ecg import EchoingEcgConfig
 from .losses_ecg import ProbabilisticMatchingLoss, gather_with_gradient, matched_by_id, pairwise_distance
 from .pooling_ecg import GeneralizedPooling
+from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
 
 def uncertainty(logvar: torch.Tensor) -> torch.Tensor:
@@ -128,47 +127,6 @@ class EchoingEcgOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-def _zero_padding(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(batch, channels, time), 0 where `mask` (batch, 1, time) is False: padding must not leak into a convolution."""
-    return hidden_states if mask is None else hidden_states.masked_fill(~mask, 0)
-
-
-class EchoingEcgBlock(GradientCheckpointingLayer):
-    """Basic residual block: two convolutions of 3 taps, and a shortcut of 1 tap where the shape changes."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv1d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm1d(channels)
-        self.conv2 = nn.Conv1d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm1d(channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or in_channels != channels:
-            convolution = nn.Conv1d(in_channels, channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm1d(channels))
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, in_channels, time) -> (batch, channels, time / stride); `mask` is that of the result."""
-        residual = self.shortcut(hidden_states)
-        hidden_states = _zero_padding(F.relu(self.norm1(self.conv1(hidden_states))), mask)
-        hidden_states = self.norm2(self.conv2(hidden_states))
-        return _zero_padding(F.relu(hidden_states + residual), mask)
-
-
-class EchoingEcgStage(nn.Module):
-    """Residual blocks of one width; the first one strides."""
-
-    def __init__(self, in_channels: int, channels: int, depth: int, stride: int):
-        super().__init__()
-        self.blocks = nn.ModuleList([EchoingEcgBlock(in_channels, channels, stride)])
-        self.blocks.extend(EchoingEcgBlock(channels, channels, 1) for _ in range(depth - 1))
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        for block in self.blocks:
-            hidden_states = block(hidden_states, mask)
-        return hidden_states
-
-
 class LogVarianceProjection(nn.Linear):
     """Linear layer for log-variances: the total variance starts near 1, the squared length of the mean."""
 
@@ -198,7 +156,7 @@ class EchoingEcgPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = ["time"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EchoingEcgBlock", "BertLayer"]
+    _no_split_modules = ["ResidualBlock", "BertLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     # The losses are means already: Trainer must not divide them by the number of items once more.
@@ -218,35 +176,19 @@ class EchoingEcgPreTrainedModel(PreTrainedModel):
             init.constant_(module.negative_scale, module.init_negative_scale)
             init.constant_(module.shift, module.init_shift)
 
-    def _set_gradient_checkpointing(self, *args, **kwargs):
-        super()._set_gradient_checkpointing(*args, **kwargs)
-        for block in self.modules():
-            if isinstance(block, EchoingEcgBlock):
-                # A checkpointed block sees each batch twice: two updates of the running statistics with momentum m'
-                # equal one with m when (1 - m')^2 = 1 - m.
-                momentum = 1 - math.sqrt(1 - 0.1) if block.gradient_checkpointing else 0.1
-                for norm in block.modules():
-                    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                        norm.momentum = momentum
 
-
-class EchoingEcgEncoder(EchoingEcgPreTrainedModel):
+class EchoingEcgEncoder(ResidualNetworkMixin, EchoingEcgPreTrainedModel):
     """The ECG tower: a residual network and the two heads, (batch, leads, samples) -> Gaussian.
 
     The published one takes 1,000 samples (10 s at 100 Hz), standardised per lead, and gives 63 time steps.
     """
 
-    _can_record_outputs = {"hidden_states": EchoingEcgStage}
+    _can_record_outputs = {"hidden_states": ResidualStage}
 
     def __init__(self, config: EchoingEcgConfig):
         super().__init__(config)
-        self.stem_conv = nn.Conv1d(config.num_leads, config.stem_size, 7, stride=2, padding=3, bias=False)
-        self.stem_norm = nn.BatchNorm1d(config.stem_size)
-        in_channels = [config.stem_size, *config.hidden_sizes[:-1]]
-        self.stages = nn.ModuleList(
-            EchoingEcgStage(*shape, stride=2 if index else 1)
-            for index, shape in enumerate(zip(in_channels, config.hidden_sizes, config.depths, strict=True))
-        )
+        strides = [2 if index else 1 for index in range(len(config.depths))]
+        self.add_residual_network(config.num_leads, config.stem_size, config.hidden_sizes, config.depths, strides)
         self.head = GaussianHead(config.hidden_sizes[-1], config.projection_dim, config.pooling_size)
         self.post_init()
 
@@ -270,23 +212,8 @@ class EchoingEcgEncoder(EchoingEcgPreTrainedModel):
             ValueError: not (batch, leads, samples) with as many leads as the config says, or a recording without a
                 sample.
         """
-        if input_values.ndim != 3 or input_values.shape[1] != self.config.num_leads:
-            raise ValueError(
-                f"input_values must be (batch, {self.config.num_leads} leads, samples), not {[*input_values.shape]}"
-            )
-        if lead_mask is not None:
-            input_values = input_values.masked_fill(lead_mask[..., None] == 0, 0)
-        mask = None if sample_mask is None else sample_mask[:, None].bool()  # (batch, 1, samples)
-        hidden_states = self.stem_conv(_zero_padding(input_values, mask))
-
-        # Each stride keeps the steps that are centred on every second one, and their mask.
-        mask = None if mask is None else mask[..., ::2]
-        hidden_states = _zero_padding(F.relu(self.stem_norm(hidden_states)), mask)  # (batch, stem_size, samples / 2)
-        for index, stage in enumerate(self.stages):
-            mask = mask[..., ::2] if mask is not None and index else mask
-            hidden_states = stage(hidden_states, mask)  # (batch, hidden_sizes[index], samples / 2 ** (index + 1))
-
-        mean, logvar = self.head(hidden_states.transpose(1, 2), None if mask is None else mask[:, 0])
+        hidden_states, mask = self.residual_features(input_values, lead_mask, sample_mask)
+        mean, logvar = self.head(hidden_states.transpose(1, 2), mask)
         return EchoingEcgEncoderOutput(
             last_hidden_state=hidden_states, pooler_output=mean, ecg_embeds=mean, ecg_logvar=logvar
         )

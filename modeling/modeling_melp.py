@@ -81,7 +81,7 @@ class MelpPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = ("time", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MelpEcgLayer", "MelpDecoderLayer", "BertLayer"]
+    _no_split_modules = ["MelpEcgLayer", "ResidualBlock", "MelpDecoderLayer", "BertLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
 

@@ -1,10 +1,12 @@
-"""MELP's ECG tower: wav2vec 2.0 over 12 leads, pooled into caption tokens and beat embeddings (arXiv 2506.21803).
+"""MELP's ECG tower: an encoder, wav2vec 2.0 over 12 leads by default, whose states are pooled into caption tokens and
+beat embeddings (arXiv 2506.21803).
 
 For research use; not a medical device.
 """
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import SequenceClassifierOutput, Wav2Vec2BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -24,6 +26,9 @@ from .attention_ecg import MultiHeadAttention
 from .configuration_melp import MelpEcgConfig
 from .losses_ecg import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
 from .pooling_ecg import AttentionalPooler
+from .resnet_ecg import ResidualNetworkMixin, ResidualStage
+
+Length = TypeVar("Length", int, torch.Tensor)
 
 
 @dataclass
@@ -70,8 +75,8 @@ class MelpConvBlock(nn.Module):
         )
         self.norm = None if index else nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
 
-    def output_length(self, length: torch.Tensor) -> torch.Tensor:
-        return torch.div(length - self.conv.kernel_size[0], self.conv.stride[0], rounding_mode="floor") + 1
+    def output_length(self, length: Length) -> Length:
+        return (length - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
 
     def forward(self, states: torch.Tensor, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, channels, time) and the valid length of each row -> the same after the convolution.
@@ -150,7 +155,7 @@ class MelpEcgPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = ("time",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MelpEcgLayer"]
+    _no_split_modules = ["MelpEcgLayer", "ResidualBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -204,15 +209,15 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.post_init()
 
-    def output_length(self, samples: torch.Tensor) -> torch.Tensor:
+    def output_length(self, samples: Length) -> Length:
         """Number of time steps that so many samples give."""
         for block in self.conv_blocks:
             samples = block.output_length(samples)
         return samples
 
-    def time_mask(self, sample_mask: torch.Tensor, size: int) -> torch.Tensor:
+    def time_mask(self, sample_mask: torch.Tensor) -> torch.Tensor:
         """(batch, samples) -> (batch, time): the steps that see real samples only."""
-        return _length_mask(self.output_length(sample_mask.sum(-1)), size)
+        return _length_mask(self.output_length(sample_mask.sum(-1)), self.output_length(sample_mask.shape[-1]))
 
     @merge_with_config_defaults
     @capture_outputs
@@ -241,10 +246,10 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
         if len(shape) != 3 or shape[1] != num_leads:
             raise ValueError(f"input_values must be (batch, {num_leads} leads, samples), not {shape}")
         if lead_mask is not None:
-            input_values = input_values * lead_mask[:, :, None].to(input_values.dtype)
+            input_values = input_values.masked_fill(lead_mask[..., None] == 0, 0)
         lengths = None
         if sample_mask is not None:
-            input_values = input_values * sample_mask[:, None].to(input_values.dtype)
+            input_values = input_values.masked_fill(sample_mask[:, None] == 0, 0)
             lengths = sample_mask.sum(-1)
 
         features = input_values
@@ -269,6 +274,43 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
         return Wav2Vec2BaseModelOutput(last_hidden_state=hidden_states, extract_features=features)
 
 
+class MelpEcgResNet(ResidualNetworkMixin, MelpEcgPreTrainedModel):
+    """Residual network in the place of wav2vec 2.0: (batch, leads, samples) -> (batch, time, hidden_size).
+
+    The ResNet-18 that the authors compare with takes 5,000 samples and gives 313 time steps.
+    """
+
+    base_model_prefix = "encoder"
+    _can_record_outputs = {"hidden_states": ResidualStage}
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__(config)
+        self.add_residual_network(
+            config.num_leads, config.stem_size, config.hidden_sizes, config.depths, config.strides
+        )
+        self.feature_projection = nn.Conv1d(config.hidden_sizes[-1], config.hidden_size, 1)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.post_init()
+
+    def time_mask(self, sample_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, samples) -> (batch, time): the steps whose centre is a real sample."""
+        return sample_mask[:, :: 2 * math.prod(self.config.strides)].bool()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """The arguments are those of `MelpEcgEncoder.forward`.  Hidden states are those of the stem and all stages but
+        the last, (batch, channels, time), and then the result."""
+        features, _ = self.residual_features(input_values, lead_mask, sample_mask)  # (batch, hidden_sizes[-1], time)
+        return BaseModelOutput(self.dropout(self.feature_projection(features).transpose(1, 2)))
+
+
 class BeatProjection(nn.Linear):
     """Into the space shared with text; a class of its own because it starts near an isometry."""
 
@@ -278,7 +320,7 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
-        self.encoder = MelpEcgEncoder(config)
+        self.encoder = MelpEcgResNet(config) if config.encoder_type == "resnet" else MelpEcgEncoder(config)
         self.caption_pooler = AttentionalPooler(
             config, config.num_caption_queries, config.caption_dim, config.num_pooler_heads, config.hidden_size
         )
@@ -306,7 +348,7 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
         """
         encoded = self.encoder(input_values, lead_mask, sample_mask, **kwargs)
         states = encoded.last_hidden_state  # (batch, time, hidden)
-        mask = None if sample_mask is None else self.encoder.time_mask(sample_mask, states.shape[1])
+        mask = None if sample_mask is None else self.encoder.time_mask(sample_mask)
         caption_tokens = self.caption_norm(self.caption_pooler(states, mask))  # (batch, caption queries, caption_dim)
         beats = self.beat_norm(self.beat_pooler(states, mask))  # (batch, beat queries, projection_dim)
         beat_embeds = self.beat_projection(beats)
@@ -379,6 +421,8 @@ class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
+        if config.encoder_type != "wav2vec2":
+            raise ValueError(f"masked prediction is wav2vec 2.0's: encoder_type must not be {config.encoder_type!r}")
         self.encoder = MelpEcgEncoder(config)
         self.feature_dropout = nn.Dropout(config.hidden_dropout)
         self.quantizer = MelpProductQuantizer(config)
@@ -408,7 +452,7 @@ class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
         """
         config = self.config
         halves = input_values.flatten(0, 1)  # (batch * 2, leads, samples)
-        time = self.encoder.output_length(torch.tensor(halves.shape[-1])).item()
+        time = self.encoder.output_length(halves.shape[-1])
         if masked_steps is None:
             masked_steps = sample_span_mask(
                 len(halves), time, config.mask_time_prob, config.mask_time_length, device=halves.device
@@ -466,7 +510,8 @@ class MelpEcgForSequenceClassification(MelpEcgPreTrainedModel):
         # These have no part in the logits; DDP waits for the gradient of every parameter that requires one.
         for unused in (self.ecg_model.caption_pooler, self.ecg_model.caption_norm, self.ecg_model.beat_projection):
             unused.requires_grad_(False)
-        self.ecg_model.encoder.mask_embedding.requires_grad_(False)
+        if isinstance(self.ecg_model.encoder, MelpEcgEncoder):
+            self.ecg_model.encoder.mask_embedding.requires_grad_(False)
         if self.config.freeze_encoder:
             self.ecg_model.requires_grad_(False).eval()
         return self
@@ -507,4 +552,5 @@ __all__ = [
     "MelpEcgModel",
     "MelpEcgOutput",
     "MelpEcgPreTrainedModel",
+    "MelpEcgResNet",
 ]

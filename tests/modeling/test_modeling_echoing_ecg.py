@@ -73,7 +73,7 @@ def test_a_masked_lead_counts_as_zero(model):
 
 
 def test_inputs_of_the_wrong_shape_are_refused(model):
-    with pytest.raises(ValueError, match=r"\(batch, 12 leads, samples\), not \[2, 8, 250\]"):
+    with pytest.raises(ValueError, match=r"\(batch, 12 leads, samples\), not \(2, 8, 250\)"):
         model.get_ecg_features(ecg_batch(2, leads=8))
     with pytest.raises(ValueError, match=r"either texts .* or echo studies"):
         model(ecg_batch())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_melp import ecg_batch, fill, tiny_config, tiny_ecg_config, tiny_tokenizer
+from tiny_melp import ecg_batch, fill, tiny_config, tiny_ecg_config, tiny_resnet_config, tiny_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -27,13 +27,23 @@ from ecgformers.modeling.modeling_melp_ecg import (
     MelpEcgModel,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "melp.safetensors"
+GOLDEN = Path(__file__).parent / "golden"
 REPORTS = ["Sinus rhythm. Normal ECG.", "atrial fibrillation. left axis deviation. no infarction", "normal"]
 
 
 @pytest.fixture(scope="module")
 def model() -> MelpModel:
     return fill(MelpModel(tiny_config()))
+
+
+@pytest.fixture(scope="module")
+def resnet_model() -> MelpModel:
+    return fill(MelpModel(tiny_config(ecg_config=tiny_resnet_config())))
+
+
+@pytest.fixture(params=["model", "resnet_model"])
+def either_model(request) -> MelpModel:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +59,24 @@ def golden_outputs(model: MelpModel, texts) -> dict[str, torch.Tensor]:
     return tensors | {"pooler_output": output.ecg_model_output.pooler_output, "logits": output.caption_logits[..., :5]}
 
 
-def test_numbers_stay_what_they_were_when_they_equalled_the_reference(model, texts):
-    golden = load_file(GOLDEN)
-    outputs = golden_outputs(model, texts)
+@pytest.mark.parametrize(("name", "file"), [("model", "melp"), ("resnet_model", "melp_resnet")])
+def test_numbers_stay_what_they_were_when_they_equalled_the_reference(request, texts, name, file):
+    golden = load_file(GOLDEN / f"{file}.safetensors")
+    outputs = golden_outputs(request.getfixturevalue(name), texts)
     assert outputs.keys() == golden.keys()
     for name, expected in golden.items():
         torch.testing.assert_close(outputs[name], expected, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("length", [241, 200, 37])
-def test_padding_leaves_an_embedding_alone(model, length):
+def test_padding_leaves_an_embedding_alone(either_model, length):
     """An ECG by itself, and the same beside a longer one in a padded batch."""
     long, short = ecg_batch(1, samples=300)[0], ecg_batch(1, samples=length, seed=1)[0]
     padded = torch.stack([long, torch.nn.functional.pad(short, (0, 300 - length), value=7.0)])
     sample_mask = torch.stack([torch.ones(300), torch.arange(300) < length]).long()
     with torch.no_grad():
-        alone = model.get_ecg_features(short[None])
-        together = model.get_ecg_features(padded, sample_mask=sample_mask)
+        alone = either_model.get_ecg_features(short[None])
+        together = either_model.get_ecg_features(padded, sample_mask=sample_mask)
     for name in ("ecg_embeds", "beat_embeds", "caption_tokens", "pooler_output"):
         torch.testing.assert_close(together[name][1:], alone[name], atol=1e-5, rtol=0)
 
@@ -101,18 +112,34 @@ def test_sentences_end_at_full_stops_and_nothing_is_dropped():
     assert means[..., 1].tolist() == [[-7.0, -7.5], [-7.0, -9.0], [-8.0, 0.0]]
 
 
-def test_lead_mask_is_a_zeroed_lead(model):
+@torch.no_grad()
+def test_lead_mask_is_a_zeroed_lead(either_model):
     ecg = ecg_batch(2)
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[1, 4] = 0
     zeroed = ecg * mask[..., None]
-    with torch.no_grad():
-        assert torch.equal(model.get_ecg_features(ecg, mask).ecg_embeds, model.get_ecg_features(zeroed).ecg_embeds)
+    ecg[1, 4] = torch.nan
+    expected = either_model.get_ecg_features(zeroed).ecg_embeds
+    assert torch.equal(either_model.get_ecg_features(ecg, mask).ecg_embeds, expected)
 
 
-def test_wrong_leads_are_refused_with_both_shapes(model):
+@torch.no_grad()
+def test_a_resnet_may_take_the_place_of_wav2vec(resnet_model, tmp_path):
+    ecg = ecg_batch(3)
+    outputs = resnet_model.get_ecg_features(ecg, output_hidden_states=True)
+    assert [tuple(states.shape[1:]) for states in outputs.hidden_states] == [(6, 120), (6, 120), (8, 60), (30, 16)]
+    one = resnet_model.get_ecg_features(ecg[1:2])
+    torch.testing.assert_close(one.ecg_embeds, outputs.ecg_embeds[1:2], atol=1e-6, rtol=0)
+    resnet_model.save_pretrained(tmp_path)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=2).eval()
+    assert torch.equal(classifier.ecg_model(ecg).pooler_output, outputs.pooler_output)
+    with pytest.raises(ValueError, match="masked prediction"):
+        MelpEcgForPreTraining(tiny_resnet_config())
+
+
+def test_wrong_leads_are_refused_with_both_shapes(either_model):
     with pytest.raises(ValueError, match=r"12 leads.*\(2, 8, 240\)"):
-        model.get_ecg_features(ecg_batch(2, leads=8))
+        either_model.get_ecg_features(ecg_batch(2, leads=8))
 
 
 def test_unpaired_loss_is_refused(model, texts):
@@ -328,6 +355,8 @@ def test_the_tower_alone_becomes_a_classifier(model, tmp_path):
         ({"projection_dim": 8}, "one space"),
         ({"cls_position": 40}, "max_position_embeddings"),
         ({"ecg_config": {"caption_dim": 16}}, "caption_dim"),
+        ({"ecg_config": {"depths": (2, 2)}}, "4, 2 and 4 entries"),
+        ({"ecg_config": {"encoder_type": "lstm"}}, "wav2vec2"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(change, message):

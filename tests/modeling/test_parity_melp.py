@@ -81,6 +81,20 @@ def test_ecg_tower(parity_dir, tmp_path, fixture):
         )
 
 
+def test_resnet_tower(parity_dir, tmp_path):
+    save_file(reference_weights(parity_dir, "melp_custom_resnet18"), tmp_path / "model.safetensors")
+    convert_melp(["--checkpoint", str(tmp_path / "model.safetensors"), "--output", str(tmp_path / "converted")])
+    model = AutoModel.from_pretrained(tmp_path / "converted")
+    io = measured(parity_dir, "melp_custom_resnet18")
+    with torch.no_grad():
+        output = model(io["ecg"])
+    assert output.last_hidden_state.shape == (2, 313, 256)
+    close(output.beat_embeds, io["pooled_beat"], **ACTIVATION)
+    close(output.beat_embeds.mean(1), io["pooled"], **ACTIVATION)
+    close(output.pooler_output, io["ext_ecg_emb"], **ACTIVATION)
+    close(output.caption_tokens[:, :16], io["tokens_q0_16"], **ACTIVATION)
+
+
 @pytest.fixture(scope="module")
 def full_model_dir(parity_dir, tmp_path_factory) -> Path:
     """A full Lightning checkpoint and its tokenizer, converted."""

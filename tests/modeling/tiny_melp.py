@@ -45,6 +45,11 @@ def tiny_ecg_config(**kwargs) -> MelpEcgConfig:
     return MelpEcgConfig(**(sizes | kwargs))
 
 
+def tiny_resnet_config(**kwargs) -> MelpEcgConfig:
+    sizes = {"encoder_type": "resnet", "stem_size": 6, "hidden_sizes": (6, 8, 10), "depths": (1, 2, 1)}
+    return tiny_ecg_config(**(sizes | {"strides": (1, 2, 2)} | kwargs))
+
+
 def tiny_config(**kwargs) -> MelpConfig:
     tokenizer = tiny_tokenizer()
     sizes = {
@@ -79,7 +84,7 @@ def fill(model: torch.nn.Module) -> torch.nn.Module:
         for index, (name, tensor) in enumerate(sorted(model.state_dict().items())):
             noise = np.random.RandomState(index).randn(*tensor.shape)
             scale = noise / np.sqrt(max(1, np.prod(tensor.shape[1:]))) if tensor.ndim > 1 else 0.1 * noise
-            is_norm = tensor.ndim == 1 and name.endswith("weight")
+            is_norm = tensor.ndim == 1 and name.endswith(("weight", "running_var"))
             if tensor.is_floating_point():
                 tensor.copy_(torch.from_numpy(np.asarray(scale + is_norm)))
     return model.eval()

@@ -1,0 +1,144 @@
+"""What the converters share: reading a checkpoint file, renaming its tensors, and checking that they fill a model."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+# Theirs -> ours, as regular expressions on whole keys; the first match wins.  None: knowingly dropped.  "{qkv}" in our
+# name: theirs packs the rows of q, k and v in one tensor.
+KeyTable = Sequence[tuple[str, str | None]]
+
+RESIDUAL_NETWORK: KeyTable = [  # torchvision's names
+    (r"conv1\.(.+)", r"stem_conv.\1"),
+    (r"bn1\.(.+)", r"stem_norm.\1"),
+    *[
+        (rf"layer{stage + 1}\.(\d+)\.{theirs}\.(.+)", rf"stages.{stage}.blocks.\1.{ours}.\3")
+        for stage in range(4)
+        for theirs, ours in ((r"(conv[12]|shortcut\.[01])", r"\2"), (r"bn([12])", r"norm\2"))
+    ],
+]
+
+
+def with_prefix(theirs: str, ours: str, table: KeyTable) -> KeyTable:
+    """A table for a part of a model: `theirs` (a regular expression without groups) and `ours` lead its names."""
+    return [(theirs + pattern, name if name is None else ours + name) for pattern, name in table]
+
+
+def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a `.safetensors` file or a PyTorch checkpoint (a Lightning one too), without running its pickle.
+
+    Raises:
+        ValueError: the file holds something else than named tensors.
+    """
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ValueError(f"{path} is no plain state dict: it must map names to tensors")
+    return state_dict
+
+
+def rename_keys(
+    state_dict: Mapping[str, torch.Tensor], table: KeyTable, transposed: str = "(?!)"
+) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
+    """The tensors under our names (floating-point ones in float32), the keys dropped, and those not in the table.
+
+    Args:
+        transposed: regular expression for the keys of matrices that are the transpose of ours.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    dropped, unknown = [], []
+    for key, tensor in state_dict.items():
+        matches = ((re.fullmatch(pattern, key), name) for pattern, name in table)
+        match, name = next((found for found in matches if found[0]), (None, None))
+        if match is None:
+            unknown.append(key)
+            continue
+        if name is None:
+            dropped.append(key)
+            continue
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        tensor = tensor.T if re.fullmatch(transposed, key) else tensor
+        name = match.expand(name)
+        if "{qkv}" in name:
+            weights |= {name.replace("{qkv}", part): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            weights[name] = tensor
+    return {name: tensor.contiguous() for name, tensor in weights.items()}, dropped, unknown
+
+
+def size(weights: Mapping[str, torch.Tensor], name: str, axis: int) -> int:
+    """A size that a renamed tensor tells.
+
+    Raises:
+        ValueError: there is no such tensor.
+    """
+    if name not in weights or weights[name].ndim <= axis:
+        raise ValueError(f"the checkpoint does not fit: {name} (in our names), which tells a size, is missing or flat")
+    return weights[name].shape[axis]
+
+
+def count(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """How many numbered parts follow a prefix such as "encoder.layers."."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
+
+
+def residual_network_sizes(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, int | list[int]]:
+    """Fields of a config: the sizes of the residual network whose renamed tensors begin with `prefix`."""
+    stages = [f"{prefix}stages.{stage}.blocks." for stage in range(count(weights, f"{prefix}stages."))]
+    return {
+        "num_leads": size(weights, f"{prefix}stem_conv.weight", 1),
+        "stem_size": size(weights, f"{prefix}stem_conv.weight", 0),
+        "hidden_sizes": [size(weights, f"{stage}0.conv1.weight", 0) for stage in stages],
+        "depths": [count(weights, stage) for stage in stages],
+    }
+
+
+def bert_sizes(weights: Mapping[str, torch.Tensor], prefix: str, heads: int | None) -> dict[str, int]:
+    """Fields of `BertConfig`: the sizes of the BERT whose tensors begin with `prefix`; 64 channels a head unless
+    `heads` says otherwise."""
+    hidden_size = size(weights, f"{prefix}embeddings.word_embeddings.weight", 1)
+    return {
+        "vocab_size": size(weights, f"{prefix}embeddings.word_embeddings.weight", 0),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": count(weights, f"{prefix}encoder.layer."),
+        "num_attention_heads": heads or max(1, hidden_size // 64),
+        "intermediate_size": size(weights, f"{prefix}encoder.layer.0.intermediate.dense.weight", 0),
+        "max_position_embeddings": size(weights, f"{prefix}embeddings.position_embeddings.weight", 0),
+        "type_vocab_size": size(weights, f"{prefix}embeddings.token_type_embeddings.weight", 0),
+    }
+
+
+def fill_model(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], unknown: Sequence[str] = (), not_in_checkpoint: str = "(?!)"
+):
+    """Load renamed weights and put the model in evaluation mode.
+
+    Args:
+        unknown: keys without a name of ours.
+        not_in_checkpoint: regular expression for names that the weights need not have.
+
+    Raises:
+        ValueError: keys missing, unknown or of the wrong shape, all listed.
+    """
+    expected = {
+        name: tensor.shape
+        for name, tensor in model.state_dict().items()
+        if name in weights or not re.fullmatch(not_in_checkpoint, name)
+    }
+    wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    wrong += [f"{name} is unknown" for name in [*unknown, *(weights.keys() - expected.keys())]]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    if wrong:
+        raise ValueError(f"the checkpoint does not fit (in our names): {'; '.join(sorted(wrong))}")
+    model.load_state_dict(weights, strict=False)  # strict but for `not_in_checkpoint`, as was just checked
+    model.eval()
