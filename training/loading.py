@@ -4,6 +4,7 @@ Neither the order of records nor the number of workers changes what a model sees
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import warnings
@@ -111,17 +112,26 @@ def streamed_batches(
     rank: int = 0,
     processes: int = 1,
     start: int = 0,
-    buffer_size: int = 1000,
+    block_size: int = 1024,
 ) -> Iterator[list[dict[str, Any]]]:
-    """This process' batches of rows of one epoch from batch `start` on, shuffled within a buffer.
+    """This process' batches of rows of one epoch from batch `start` on, shuffled within blocks of its share.
 
-    Processes get different rows, none twice; whoever goes on from a batch reads what an uninterrupted run would.
+    Processes get different rows, none twice; whoever goes on from a batch gets what an uninterrupted run would, after
+    reading past the rows before it.
     """
-    shuffled = rows.shuffle(seed=seed, buffer_size=buffer_size)
-    shuffled.set_epoch(epoch)
-    share = split_dataset_by_node(shuffled, rank, processes).skip(start * batch_size)
-    for columns in share.batch(batch_size, drop_last_batch=True):
-        yield [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    first, skipped = divmod(start * batch_size, block_size)
+    share = itertools.islice(split_dataset_by_node(rows, rank, processes), first * block_size, None)
+    waiting: list[dict[str, Any]] = []
+    for block_index in itertools.count(first):
+        block = list(itertools.islice(share, block_size))
+        order = np.random.default_rng([seed, epoch, block_index]).permutation(len(block))
+        waiting += [block[i] for i in order[skipped:]]
+        skipped = 0
+        while len(waiting) >= batch_size:
+            yield waiting[:batch_size]
+            waiting = waiting[batch_size:]
+        if len(block) < block_size:
+            return
 
 
 def _prepare_batch(rows: Mapping[str, Sequence[Any]], extractor: EcgFeatureExtractor) -> dict[str, list[Any]]:
@@ -135,8 +145,8 @@ def _prepare_batch(rows: Mapping[str, Sequence[Any]], extractor: EcgFeatureExtra
             result["refusal"].append("")
         except EcgQualityError as error:
             leads, samples = len(extractor.lead_names), extractor.num_samples
-            shapes = {"input_values": (1, leads, samples), "lead_mask": (1, leads), "sample_mask": (1, samples)}
-            inputs = BatchFeature({name: np.zeros(shape) for name, shape in shapes.items()})
+            empty = np.zeros((1, leads, samples), np.float32), np.zeros((1, leads), int), np.zeros((1, samples), int)
+            inputs = BatchFeature(dict(zip(ECG_COLUMNS, empty, strict=True)))
             result["refusal"].append(str(error))
         for name in extractor.model_input_names:
             result[name].append(inputs[name][0])

@@ -68,7 +68,7 @@ def test_processes_share_a_stream_and_a_resumed_one_goes_on(folder):
     rows = stream(str(folder), "train", EXTRACTOR)
 
     def ids(**where) -> list[str]:
-        return [row["record_id"] for batch in streamed_batches(rows, 5, 0, **where) for row in batch]
+        return [row["record_id"] for batch in streamed_batches(rows, 5, 0, block_size=8, **where) for row in batch]
 
     shares = [ids(epoch=1, rank=rank, processes=2) for rank in (0, 1)]
     assert not set(shares[0]) & set(shares[1]) and len(set(shares[0] + shares[1])) == 40
