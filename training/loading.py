@@ -8,13 +8,14 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from datasets import (
     Array2D,
     Dataset,
@@ -26,6 +27,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
 from transformers import BatchFeature
 
 from ecgformers.datasets_scripts.rows import SIGNAL_COLUMNS, row_to_record
@@ -33,6 +35,7 @@ from ecgformers.modeling.configuration_melp import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.losses_ecg import sample_negative_indices, sample_span_mask
 from ecgformers.modeling.quality_ecg import EcgQualityError
+from ecgformers.training.loop import LoopSettings
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +85,11 @@ def prepare(dataset: Dataset, extractor: EcgFeatureExtractor, cache: Path) -> Da
     return load_from_disk(folder).with_format("numpy")
 
 
-def stream(folder: str, split: str, extractor: EcgFeatureExtractor) -> IterableDataset:
+def stream(rows: IterableDataset, extractor: EcgFeatureExtractor) -> IterableDataset:
     """The rows of `prepare` for a data set too large to keep: read (from the Hub, too) and prepared on the way.
 
     A recording that the extractor refuses is left out, with a warning.
     """
-    rows = load_dataset(folder, split=split, streaming=True)
     prepared = rows.map(
         _prepare_batch,
         fn_kwargs={"extractor": extractor},
@@ -223,6 +225,75 @@ def epoch_batches(
     for batch in range(start, size // total):
         first = batch * total + rank * batch_size
         yield order[first : first + batch_size].tolist()
+
+
+Collator = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+def map_batches(
+    dataset: Any,
+    make_collator: Callable[[int], Collator],
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+) -> Callable[[int, int], Iterable[dict[str, Any]]]:
+    """(epoch, first batch) -> collated batches of this process, of a data set with `len` and `[index]`."""
+
+    def batches(epoch: int, start: int) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=list(epoch_batches(len(dataset), batch_size, seed, epoch, rank, processes, start)),
+            collate_fn=make_collator(epoch),
+            num_workers=workers,
+            generator=torch.Generator(),  # workers' seeds: keeps the global generator for dropout alone
+        )
+
+    return batches
+
+
+def stream_batches(
+    rows: IterableDataset,
+    make_collator: Callable[[int], Collator],
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    processes: int = 1,
+) -> Callable[[int, int], Iterable[dict[str, Any]]]:
+    """(epoch, first batch) -> collated batches of this process, of a stream."""
+
+    def batches(epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        return map(make_collator(epoch), streamed_batches(rows, batch_size, seed, epoch, rank, processes, start))
+
+    return batches
+
+
+def training_batches(
+    sources: Sequence[str],
+    extractor: EcgFeatureExtractor,
+    make_collator: Callable[[int], Collator],
+    cache: Path,
+    loop: LoopSettings,
+    accelerator: Accelerator,
+    stream_records: int = 0,
+    select: Callable[[Any], Any] = lambda rows: rows,
+) -> tuple[int, Callable[[int, int], Iterable[dict[str, Any]]]]:
+    """What `train` needs of the recordings of the training split: their number, and how to get batches of them.
+
+    Args:
+        stream_records: read so many an epoch from the one source on the way (a stream has no length of its own);
+            0: prepare all of them first.
+        select: filters or changes the rows before they are prepared.
+    """
+    shares = accelerator.process_index, accelerator.num_processes
+    if stream_records:
+        (source,) = sources
+        rows = stream(select(load_dataset(source, split="train", streaming=True)), extractor)
+        return stream_records, stream_batches(rows, make_collator, loop.batch_size, loop.seed, *shares)
+    with accelerator.main_process_first():
+        dataset = prepare(select(load_split(sources, "train")), extractor, cache)
+    return len(dataset), map_batches(dataset, make_collator, loop.batch_size, loop.seed, loop.workers, *shares)
 
 
 @dataclass

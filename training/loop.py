@@ -4,12 +4,13 @@ A run's folder holds `checkpoint-STEP/` (the newest `keep` of them, each whole o
 validated best), `log.jsonl` (every figure logged) and `settings.json`.
 """
 
+import itertools
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ecgformers.training.diagnostics import CollapseWatch, check_gather, embedding_spread
-from ecgformers.training.loading import epoch_batches
 
 
 @dataclass
@@ -123,8 +122,8 @@ def learning_rate_factor(step: int, warmup_steps: int, total_steps: int, decay: 
 def train(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    dataset: Any,
-    make_collator: Callable[[int], Callable[[Sequence[Any]], dict[str, Any]]],
+    num_records: int,
+    make_batches: Callable[[int, int], Iterable[dict[str, Any]]],
     settings: LoopSettings,
     save_model: Callable[[torch.nn.Module, Path], None],
     evaluate: Callable[[torch.nn.Module], dict[str, float]],
@@ -133,8 +132,8 @@ def train(
     """Train `model`, whose forward takes a batch and returns an output with `loss` (and named parts).
 
     Args:
-        dataset: anything with `len` and `[index]`.
-        make_collator: epoch -> the collator of that epoch.
+        num_records: of one epoch, over all processes.
+        make_batches: (epoch, first batch) -> this process' batches; see `loading.map_batches` and `stream_batches`.
         save_model: writes the model (and its processor) to a folder.
         evaluate: figures of the model; `score` names the one to be maximised.
 
@@ -147,9 +146,9 @@ def train(
     """
     output = Path(settings.output)
     per_process = settings.batch_size
-    batches = len(dataset) // (per_process * accelerator.num_processes)
+    batches = num_records // (per_process * accelerator.num_processes)
     if batches < settings.accumulation:
-        raise ValueError(f"{len(dataset)} records make no step of {settings.accumulation} x {per_process} records")
+        raise ValueError(f"{num_records} records make no step of {settings.accumulation} x {per_process} records")
     steps_per_epoch = batches // settings.accumulation
     batches = steps_per_epoch * settings.accumulation
     total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
@@ -182,24 +181,7 @@ def train(
     bar = tqdm(total=int(total_steps), initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     done = progress.step >= total_steps
     while not done:
-        loader = DataLoader(
-            dataset,
-            batch_sampler=list(
-                epoch_batches(
-                    len(dataset),
-                    per_process,
-                    settings.seed,
-                    progress.epoch,
-                    accelerator.process_index,
-                    accelerator.num_processes,
-                    progress.batch,
-                )
-            )[: batches - progress.batch],
-            collate_fn=make_collator(progress.epoch),
-            num_workers=settings.workers,
-            generator=torch.Generator(),  # workers' seeds: keeps the global generator for dropout alone
-        )
-        for batch in loader:
+        for batch in itertools.islice(make_batches(progress.epoch, progress.batch), batches - progress.batch):
             record_ids = batch.pop("record_ids")
             batch = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in batch.items()}
             model.train()

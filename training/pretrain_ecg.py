@@ -18,20 +18,29 @@ from datasets import Dataset
 from ecgformers.modeling.configuration_melp import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
-from ecgformers.training.loading import Augmentation, EcgHalvesCollator, epoch_batches, load_split, prepare
+from ecgformers.training.loading import (
+    Augmentation,
+    EcgHalvesCollator,
+    epoch_batches,
+    load_split,
+    prepare,
+    training_batches,
+)
 from ecgformers.training.loop import LoopSettings, make_accelerator, train
 from ecgformers.training.settings import parse_settings
 
 
 @dataclass
 class EcgSettings:
-    """data: sources; processor: settings of EcgFeatureExtractor; model: fields of MelpEcgConfig."""
+    """data: sources; processor: settings of EcgFeatureExtractor; model: fields of MelpEcgConfig; stream: read so
+    many training records an epoch from the one source on the way, 0: prepare all of them first."""
 
     data: Sequence[str]
     loop: LoopSettings
     processor: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(lead_drop=0.5))
+    stream: int = 0
     cache: str = ".cache/prepared"
 
 
@@ -65,27 +74,31 @@ def main(arguments: Sequence[str] | None = None):
     accelerator = make_accelerator(settings.loop)
     extractor = EcgFeatureExtractor(**settings.processor)
     model = MelpEcgForPreTraining(MelpEcgConfig(**settings.model))
-    with accelerator.main_process_first():
-        dataset = prepare(load_split(settings.data, "train"), extractor, Path(settings.cache))
-        validation = prepare(load_split(settings.data, "validation"), extractor, Path(settings.cache))
-    accelerator.print(f"{len(dataset)} recordings, {model.num_parameters():,} parameters")
+    loop = settings.loop
     steps = int(model.encoder.output_length(torch.tensor(extractor.num_samples // 2)))
 
     def make_collator(epoch: int, augmentation: Augmentation = settings.augmentation) -> EcgHalvesCollator:
-        return EcgHalvesCollator(model.config, steps, extractor.sampling_rate, augmentation, settings.loop.seed, epoch)
+        return EcgHalvesCollator(model.config, steps, extractor.sampling_rate, augmentation, loop.seed, epoch)
 
+    cache = Path(settings.cache)
+    num_records, batches = training_batches(
+        settings.data, extractor, make_collator, cache, loop, accelerator, settings.stream
+    )
+    with accelerator.main_process_first():
+        validation = prepare(load_split(settings.data, "validation"), extractor, cache)
+    accelerator.print(f"{num_records} recordings, {model.num_parameters():,} parameters")
     best = train(
         accelerator,
         model,
-        dataset,
-        make_collator,
-        settings.loop,
+        num_records,
+        batches,
+        loop,
         partial(save, extractor),
         lambda trained: validate(
             trained,
             validation,
             partial(make_collator, augmentation=Augmentation()),
-            settings.loop.batch_size,
+            loop.batch_size,
             accelerator.process_index,
             accelerator.num_processes,
         ),

@@ -26,7 +26,14 @@ from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
-from ecgformers.training.loading import Augmentation, EcgTextCollator, clean_report, load_split, prepare
+from ecgformers.training.loading import (
+    Augmentation,
+    EcgTextCollator,
+    clean_report,
+    load_split,
+    prepare,
+    training_batches,
+)
 from ecgformers.training.loop import LoopSettings, make_accelerator, train
 from ecgformers.training.settings import parse_settings
 from ecgformers.training.zero_shot import zero_shot_auroc
@@ -37,7 +44,8 @@ LABEL_COLUMNS = ["record_id", "statements"]
 @dataclass
 class MelpSettings:
     """data: sources with reports; text, ecg: folders of the first two stages; processor: settings of
-    EcgFeatureExtractor; model: fields of MelpConfig; tasks: what zero-shot validation measures."""
+    EcgFeatureExtractor; model: fields of MelpConfig; tasks: what zero-shot validation measures; stream: read so many
+    training records an epoch from the one source on the way, 0: prepare all of them first."""
 
     data: Sequence[str]
     loop: LoopSettings
@@ -49,6 +57,7 @@ class MelpSettings:
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(lead_drop=0.5))
     tasks: Sequence[str] = ("ptbxl_super",)
     min_words: int = 1
+    stream: int = 0
     cache: str = ".cache/prepared"
 
 
@@ -109,23 +118,32 @@ def main(arguments: Sequence[str] | None = None):
         max_text_length=model.config.max_text_length,
     )
 
-    def has_report(row: dict[str, Any]) -> bool:
-        return row["report"] is not None and len(row["report"].split()) >= settings.min_words
-
-    with accelerator.main_process_first():
-        train_split = load_split(settings.data, "train").filter(has_report)
-        train_split = train_split.map(lambda row: {"report": clean_report(row["report"])})
-        dataset = prepare(train_split, processor.feature_extractor, Path(settings.cache))
-        validation = prepare(
-            load_split(settings.data, "validation"), processor.feature_extractor, Path(settings.cache)
+    def with_report(rows: Any) -> Any:
+        chosen = rows.filter(
+            lambda row: row["report"] is not None and len(row["report"].split()) >= settings.min_words
         )
-    accelerator.print(f"{len(dataset)} pairs, {model.num_parameters():,} parameters")
+        return chosen.map(lambda row: {"report": clean_report(row["report"])})
+
+    loop, cache = settings.loop, Path(settings.cache)
+    num_records, batches = training_batches(
+        settings.data,
+        processor.feature_extractor,
+        partial(EcgTextCollator, processor, settings.augmentation, loop.seed),
+        cache,
+        loop,
+        accelerator,
+        settings.stream,
+        with_report,
+    )
+    with accelerator.main_process_first():
+        validation = prepare(load_split(settings.data, "validation"), processor.feature_extractor, cache)
+    accelerator.print(f"{num_records} pairs, {model.num_parameters():,} parameters")
     best = train(
         accelerator,
         model,
-        dataset,
-        partial(EcgTextCollator, processor, settings.augmentation, settings.loop.seed),
-        settings.loop,
+        num_records,
+        batches,
+        loop,
         partial(save, processor),
         lambda trained: validate(trained, processor, validation, settings.tasks),
         score="validation_auroc",

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer
-from ecgformers.training.loading import clean_report, stable_hash
+from ecgformers.training.loading import clean_report, map_batches, stable_hash
 from ecgformers.training.loop import LoopSettings, make_accelerator, train
 from ecgformers.training.settings import parse_settings
 
@@ -140,15 +140,25 @@ def main(arguments: Sequence[str] | None = None):
     def make_collator(epoch: int) -> MaskedTextCollator:
         return MaskedTextCollator(tokenizer, settings.mask_probability, settings.loop.seed, epoch)
 
+    loop = settings.loop
     validation = Dataset.from_dict({"text": load_texts(settings.data, settings.column, "validation")})
+    batches = map_batches(
+        Dataset.from_dict({"text": texts}),
+        make_collator,
+        loop.batch_size,
+        loop.seed,
+        loop.workers,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
     best = train(
         accelerator,
         model,
-        Dataset.from_dict({"text": texts}),
-        make_collator,
-        settings.loop,
+        len(texts),
+        batches,
+        loop,
         partial(save, tokenizer),
-        lambda trained: masked_accuracy(trained, validation, make_collator, settings.loop.batch_size),
+        lambda trained: masked_accuracy(trained, validation, make_collator, loop.batch_size),
         score="validation_accuracy",
     )
     accelerator.print(f"best model: {best}")

@@ -56,7 +56,7 @@ def test_a_recording_that_is_refused_is_left_out_and_named(folder, tmp_path, cap
 
 def test_a_stream_is_the_prepared_data_set(folder, tmp_path):
     prepared = {row["record_id"]: row for row in prepare(load_split([str(folder)], "train"), EXTRACTOR, tmp_path)}
-    streamed = list(stream(str(folder), "train", EXTRACTOR))
+    streamed = list(stream(load_dataset(str(folder), split="train", streaming=True), EXTRACTOR))
     assert {row["record_id"] for row in streamed} == prepared.keys()
     for row in streamed[::7]:
         expected = prepared[row["record_id"]]
@@ -65,7 +65,7 @@ def test_a_stream_is_the_prepared_data_set(folder, tmp_path):
 
 
 def test_processes_share_a_stream_and_a_resumed_one_goes_on(folder):
-    rows = stream(str(folder), "train", EXTRACTOR)
+    rows = stream(load_dataset(str(folder), split="train", streaming=True), EXTRACTOR)
 
     def ids(**where) -> list[str]:
         return [row["record_id"] for batch in streamed_batches(rows, 5, 0, block_size=8, **where) for row in batch]

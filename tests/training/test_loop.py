@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from ecgformers.modeling.losses_ecg import contrastive_loss
 from ecgformers.training import diagnostics, loop
 from ecgformers.training.diagnostics import CollapseError, CollapseWatch, check_gather, embedding_spread
-from ecgformers.training.loading import Augmentation, clean_report, epoch_batches, record_rng
+from ecgformers.training.loading import Augmentation, clean_report, epoch_batches, map_batches, record_rng
 from ecgformers.training.loop import (
     LoopSettings,
     NonFiniteError,
@@ -81,7 +81,7 @@ def save(model: nn.Module, folder: Path):
     torch.save(model.state_dict(), folder / "model.pt")
 
 
-def run(tmp_path, data=None, score=None, **changes) -> Path:
+def run(tmp_path, data=None, score=None, save_model=save, **changes) -> Path:
     options = {"epochs": 4, "batch_size": 16, "learning_rate": 1e-2, "warmup_steps": 2, "log_steps": 2}
     loop_settings = LoopSettings(output=str(tmp_path / "run"), **(options | changes))
     accelerator = make_accelerator(loop_settings)
@@ -90,9 +90,9 @@ def run(tmp_path, data=None, score=None, **changes) -> Path:
     def evaluate(model):
         return {"score": next(scores) if scores else 0.0}
 
-    return train(
-        accelerator, TwoTowers(), data or Pairs(), lambda _: collate, loop_settings, save, evaluate, score="score"
-    )
+    data = data or Pairs()
+    batches = map_batches(data, lambda _: collate, loop_settings.batch_size, seed=0)
+    return train(accelerator, TwoTowers(), len(data), batches, loop_settings, save_model, evaluate, score="score")
 
 
 def logged(tmp_path) -> list[dict]:
@@ -113,18 +113,7 @@ def test_the_best_model_is_kept_not_the_last(tmp_path):
         kept.append({name: value.clone() for name, value in model.state_dict().items()})
         save(model, folder)
 
-    options = LoopSettings(output=str(tmp_path / "run"), epochs=4, batch_size=16, evaluations_per_epoch=1)
-    scores = iter([0.1, 0.9, 0.5, 0.7])
-    best = train(
-        make_accelerator(options),
-        TwoTowers(),
-        Pairs(),
-        lambda _: collate,
-        options,
-        remember,
-        lambda _: {"score": next(scores)},
-        score="score",
-    )
+    best = run(tmp_path, score=[0.1, 0.9, 0.5, 0.7], save_model=remember)
     assert len(kept) == 2
     stored = torch.load(best / "model.pt", weights_only=True)
     assert all(torch.equal(stored[name], kept[1][name]) for name in stored)
