@@ -53,12 +53,10 @@ def resample_counts(patients: Sequence[Any] | np.ndarray, resamples: int = 1000,
 
 
 def bootstrap(statistic: Weighted, patients: Sequence[Any], resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The value of a metric with its percentile interval over resamples of the patients.
-
-    Resamples in which the metric has no value (a rare class was not drawn) are left out of the interval.
-    """
+    """The value of a metric with its interval over resamples of the patients, see `interval`."""
     counts = resample_counts(patients, resamples, seed)
-    return Estimate(float(statistic(np.ones(counts.shape[1]))), *interval(statistic(counts)))
+    value = float(statistic(np.ones(counts.shape[1])))
+    return Estimate(value, *interval(statistic(counts), value))
 
 
 def paired_bootstrap(
@@ -67,18 +65,30 @@ def paired_bootstrap(
     """`first` - `second`, two models on the same records, over the same resamples of the patients."""
     counts = resample_counts(patients, resamples, seed)
     ones = np.ones(counts.shape[1])
-    differences = np.asarray(first(counts)) - np.asarray(second(counts))
-    differences = differences[~np.isnan(differences)]
-    beyond = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * (beyond + 1) / (len(differences) + 1)) if len(differences) else np.nan
-    return Difference(float(first(ones)) - float(second(ones)), *interval(differences), p_value)
+    value = float(first(ones)) - float(second(ones))
+    resampled = centred(np.asarray(first(counts)) - np.asarray(second(counts)), value)
+    p_value = np.nan
+    if len(resampled):
+        beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
+        p_value = min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
+    return Difference(value, *interval(resampled, value), p_value)
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The central `level` of resampled values (resamples,), those that are NaN left out; NaN where all are."""
-    values = np.asarray(values)
-    values = values[~np.isnan(values)]
+def interval(resampled: np.ndarray, value: float, level: float = 0.95) -> tuple[float, float]:
+    """The central `level` of the resampled values (resamples,), moved so that their mean is `value`.
+
+    Moved, because resampling repeats records and loses others, which raises average precision and best F1 of rare
+    classes: their plain percentiles can lie beyond the value itself.  NaN where no resample has a value.
+    """
+    values = centred(resampled, value)
     if not len(values):
         return np.nan, np.nan
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def centred(resampled: np.ndarray, value: float) -> np.ndarray:
+    """Resampled values moved so that their mean is `value`; those that are NaN (no positives drawn) are left out."""
+    values = np.asarray(resampled)
+    values = values[~np.isnan(values)]
+    return values + (value - values.mean()) if len(values) else values

@@ -97,9 +97,10 @@ def _mean(values: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def as_figure(value: Any, resampled: np.ndarray | None = None) -> dict[str, float | None]:
-    """{"value", "low", "high"} from a value and its resampled values; None for NaN."""
-    low, high = (math.nan, math.nan) if resampled is None else interval(resampled)
-    return {key: None if math.isnan(x) else float(x) for key, x in (("value", value), ("low", low), ("high", high))}
+    """{"value", "low", "high"} of a figure in [0, 1] from its value and the resampled ones; None for NaN."""
+    bounds = (math.nan, math.nan) if resampled is None else np.clip(interval(resampled, float(value)), 0, 1)
+    figure = dict(zip(("value", "low", "high"), (value, *bounds), strict=True))
+    return {key: None if math.isnan(x) else float(x) for key, x in figure.items()}
 
 
 def _notes(left_out: dict[str, str], classes: int, patients: int, with_intervals: bool) -> list[str]:

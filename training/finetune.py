@@ -35,9 +35,8 @@ from transformers import (
 from ecgformers.metrics.ranking import auroc, best_thresholds, macro
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
 from ecgformers.training.linear_probe import add_prior, draw_shares
-from ecgformers.training.loading import Augmentation, prepare
+from ecgformers.training.loading import ECG_COLUMNS, Augmentation, prepare
 
-INPUTS = ("input_values", "lead_mask", "sample_mask")
 MAX_POSITIVE_WEIGHT = 20.0
 
 
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     augmentation = Augmentation(lead_drop=options.lead_drop, shift=options.shift)
     validation, evaluated = data.splits == "validation", data.splits == options.split
     draw = draw[~validation[draw]]
-    ecgs = prepared.select_columns(list(INPUTS))
+    ecgs = prepared.select_columns(list(ECG_COLUMNS))
     train_set = LabelledEcgs(ecgs, rows[draw], data.targets[draw], extractor.sampling_rate, augmentation)
     validation_set = LabelledEcgs(ecgs, rows[validation], data.targets[validation], extractor.sampling_rate)
     test_set = LabelledEcgs(ecgs, rows[evaluated], data.targets[evaluated], extractor.sampling_rate)
@@ -119,23 +118,15 @@ class LabelledEcgs(torch.utils.data.Dataset):
         augmentation: Augmentation | None = None,
     ):
         self.ecgs, self.rows, self.targets = ecgs, rows, targets.astype(np.float32)
-        self.sampling_rate, self.augmentation = sampling_rate, augmentation
+        self.sampling_rate, self.augmentation = sampling_rate, augmentation or Augmentation()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        ecg = self.ecgs[int(self.rows[index])]
-        values, lead_mask = ecg["input_values"], ecg["lead_mask"]
-        if self.augmentation is not None:
-            rng = np.random.default_rng(int(torch.randint(2**31, ())))  # torch's seeds differ between workers
-            values, lead_mask = self.augmentation(values, lead_mask, self.sampling_rate, rng)
-        return {
-            "input_values": np.asarray(values, np.float32),
-            "lead_mask": np.asarray(lead_mask, np.int64),
-            "sample_mask": np.asarray(ecg["sample_mask"], np.int64),
-            "labels": self.targets[index],
-        }
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(int(torch.randint(2**31, ())))  # torch's seeds differ between workers
+        ecg = self.augmentation(self.ecgs[int(self.rows[index])], self.sampling_rate, rng)
+        return {**ecg, "labels": torch.from_numpy(self.targets[index])}
 
 
 def make_trainer(

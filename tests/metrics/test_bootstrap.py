@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ecgformers.metrics.bootstrap import bootstrap, interval, paired_bootstrap, resample_counts
-from ecgformers.metrics.ranking import auroc, macro
+from ecgformers.metrics.ranking import auroc, average_precision, macro
 
 
 def mean_of(values):
@@ -54,12 +54,24 @@ def test_interval_of_macro_auroc_is_that_of_a_loop_over_scikit_learn():
     estimate = bootstrap(lambda weights: macro(auroc(targets, scores, weights)), patients, resamples=50)
     rows = [np.repeat(np.arange(120), count) for count in resample_counts(patients, resamples=50)]
     loop = [roc_auc_score(targets[row], scores[row], average="macro") for row in rows]
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(loop, [0.025, 0.975])))
+    bounds = np.quantile(loop, [0.025, 0.975]) - np.mean(loop) + roc_auc_score(targets, scores, average="macro")
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(bounds))
+
+
+def test_an_interval_holds_its_value_though_resampling_is_biased():
+    """Average precision with a single positive: whenever it is drawn, it is drawn more often than once on average."""
+    rng = np.random.default_rng(0)
+    targets, scores = np.arange(300) == 0, rng.normal(size=300)
+    counts = resample_counts(np.arange(300))
+    value, resampled = average_precision(targets, scores)[0], average_precision(targets, scores, counts)[:, 0]
+    assert np.nanmean(resampled) > 1.2 * value
+    low, high = interval(resampled, value)
+    assert low < value < high
 
 
 def test_resamples_without_a_value_are_left_out():
-    assert interval(np.array([np.nan, 1.0, 2.0, 3.0]), level=1.0) == (1.0, 3.0)
-    assert np.isnan(interval(np.full(3, np.nan))).all()
+    assert interval(np.array([np.nan, 1.0, 2.0, 3.0]), 2.5, level=1.0) == (1.5, 3.5)
+    assert np.isnan(interval(np.full(3, np.nan), np.nan)).all()
 
 
 def test_paired_bootstrap_sees_a_small_steady_difference():
