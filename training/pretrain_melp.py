@@ -4,11 +4,11 @@
         data=[folder] text=runs/text/best ecg=runs/ecg/best
 
 `data` are data sets with reports, built by `datasets_scripts`; `text` and `ecg` are the models of the first two stages
-(either may be left out: random weights).  The best model is that with the highest mean zero-shot AUROC over `tasks` on
-the validation split.  The negatives are those of all processes.
+(either may be left out: random weights).  The best model is that with the highest mean zero-shot AUROC over the tasks
+of `validation`.  The negatives are those of all processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
 from ecgformers.training.loading import (
+    ECG_COLUMNS,
     Augmentation,
     EcgTextCollator,
     clean_report,
@@ -38,14 +39,12 @@ from ecgformers.training.loop import LoopSettings, make_accelerator, train
 from ecgformers.training.settings import parse_settings
 from ecgformers.training.zero_shot import zero_shot_auroc
 
-LABEL_COLUMNS = ["record_id", "statements"]
-
 
 @dataclass
 class MelpSettings:
     """data: sources with reports; text, ecg: folders of the first two stages; processor: settings of
-    EcgFeatureExtractor; model: fields of MelpConfig; tasks: what zero-shot validation measures; stream: read so many
-    training records an epoch from the one source on the way, 0: prepare all of them first."""
+    EcgFeatureExtractor; model: fields of MelpConfig; validation: task -> the data set on whose validation split it is
+    measured, zero-shot; stream: read so many training records an epoch on the way, 0: prepare all of them first."""
 
     data: Sequence[str]
     loop: LoopSettings
@@ -55,7 +54,7 @@ class MelpSettings:
     processor: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(lead_drop=0.5))
-    tasks: Sequence[str] = ("ptbxl_super",)
+    validation: dict[str, str] = field(default_factory=dict)
     min_words: int = 1
     stream: int = 0
     cache: str = ".cache/prepared"
@@ -84,20 +83,19 @@ def build_model(settings: MelpSettings, tokenizer: PreTrainedTokenizerFast) -> M
 
 
 def validate(
-    model: MelpModel, processor: EcgProcessor, dataset: Dataset, tasks: Sequence[str], batch_size: int = 128
+    model: MelpModel, processor: EcgProcessor, datasets: Mapping[str, Dataset], batch_size: int = 128
 ) -> dict[str, float]:
-    """Macro AUROC of zero-shot classification for each task, and their mean."""
+    """Macro AUROC of zero-shot classification for each task on its prepared data set, and their mean."""
     figures = {}
-    for name in tasks:
-        targets, takes_part = labels(dataset.with_format(None).select_columns(LABEL_COLUMNS), TASKS[name])
+    for task, dataset in datasets.items():
+        targets, takes_part = labels(dataset.with_format(None).remove_columns(list(ECG_COLUMNS)), TASKS[task])
         records = dataset.select(np.flatnonzero(takes_part))
         batches = (
-            {name: torch.from_numpy(np.asarray(rows[name])) for name in processor.feature_extractor.model_input_names}
+            {name: torch.from_numpy(np.asarray(rows[name])) for name in ECG_COLUMNS}
             for rows in records.iter(batch_size)
         )
-        figures[f"validation_{name}"] = zero_shot_auroc(
-            model, processor, batches, targets[takes_part], prompts(TASKS[name])
-        )
+        texts = prompts(TASKS[task])
+        figures[f"validation_{task}"] = zero_shot_auroc(model, processor, batches, targets[takes_part], texts)
     return figures | {"validation_auroc": sum(figures.values()) / len(figures)}
 
 
@@ -108,6 +106,10 @@ def save(processor: EcgProcessor, model: MelpModel, folder: Path):
 
 def main(arguments: Sequence[str] | None = None):
     settings = parse_settings(MelpSettings, "melp", __doc__, arguments)
+    if not settings.validation:
+        raise SystemExit(
+            "validation is empty: name at least one task and its data set, e.g. validation.ptbxl_super=DIR"
+        )
     accelerator = make_accelerator(settings.loop)
     tokenizer = as_report_tokenizer(AutoTokenizer.from_pretrained(settings.tokenizer or settings.text))
     model = build_model(settings, tokenizer)
@@ -136,7 +138,10 @@ def main(arguments: Sequence[str] | None = None):
         with_report,
     )
     with accelerator.main_process_first():
-        validation = prepare(load_split(settings.data, "validation"), processor.feature_extractor, cache)
+        validation = {
+            task: prepare(load_split([source], "validation"), processor.feature_extractor, cache)
+            for task, source in settings.validation.items()
+        }
     accelerator.print(f"{num_records} pairs, {model.num_parameters():,} parameters")
     best = train(
         accelerator,
@@ -145,7 +150,7 @@ def main(arguments: Sequence[str] | None = None):
         batches,
         loop,
         partial(save, processor),
-        lambda trained: validate(trained, processor, validation, settings.tasks),
+        lambda trained: validate(trained, processor, validation),
         score="validation_auroc",
     )
     accelerator.print(f"best model: {best}")
