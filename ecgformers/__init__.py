@@ -1,6 +1,6 @@
 """ECG foundation models for the Hugging Face Hub.  For research use; not a medical device.
 
-Importing the package registers its models and processors with the transformers Auto classes.
+Importing the package makes its models, processors and pipelines known to transformers.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The models; importing this package registers them with the transformers Auto classes."""
+"""The models; importing this package makes them known to the transformers Auto classes and pipelines."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import (
     AutoProcessor,
     PreTrainedConfig,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_echo_clip import EchoClipConfig
 from .configuration_echoing_ecg import EchoingEcgConfig
@@ -21,6 +22,7 @@ from .modeling_echo_clip import EchoClipModel
 from .modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
+from .pipelines_ecg import EcgClassificationPipeline, EcgToTextPipeline, ZeroShotEcgClassificationPipeline
 from .processing_ecg import EcgProcessor
 
 _CLASSES: dict[type[PreTrainedConfig], dict[Any, type]] = {
@@ -50,3 +52,10 @@ for config_class, classes in _CLASSES.items():
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for auto_class, registered in classes.items():
         auto_class.register(config_class, registered, exist_ok=True)
+
+for task, pipeline_class, auto_class in (
+    ("ecg-classification", EcgClassificationPipeline, AutoModelForSequenceClassification),
+    ("zero-shot-ecg-classification", ZeroShotEcgClassificationPipeline, AutoModel),
+    ("ecg-to-text", EcgToTextPipeline, AutoModelForSpeechSeq2Seq),
+):
+    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=auto_class)

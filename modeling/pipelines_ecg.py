@@ -1,38 +1,46 @@
-"""transformers pipelines that take an ECG as a file, a record or an array:
+"""transformers pipelines that take an ECG as a file, a record or a mapping:
+
+    import ecgformers  # makes these tasks known
+    from transformers import pipeline
 
     pipeline("ecg-classification", model=folder)("record.hea")
     pipeline("zero-shot-ecg-classification", model=folder)("record.hea", candidate_labels=["atrial fibrillation", ...])
-    pipeline("ecg-to-text", model=folder)("record.hea")
+    pipeline("ecg-to-text", model=folder)("record.hea", max_new_tokens=60)
+
+A list of ECGs gives a list of answers; `batch_size=` sets how many the model takes at a time.  A folder that a model
+saved holds no pipeline, so that these tasks need this package; one that a pipeline saved or pushed needs nothing but
+`trust_remote_code=True`.
 
 For research use; not a medical device.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForSpeechSeq2Seq, Pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
+from transformers import Pipeline
+from transformers.utils import ModelOutput
 
 from .reading_ecg import read_ecg
 
 
 class EcgPipeline(Pipeline):
-    """Reads whatever `read_ecg` takes and prepares it with the model's own processor."""
+    """Reads whatever `read_ecg` takes and prepares it with the model's own feature extractor."""
 
-    _load_processor = True
+    _load_feature_extractor = True
+    _load_processor = False
     _load_tokenizer = False
-    _load_feature_extractor = False
     _load_image_processor = False
 
-    def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
-        return {}, {}, kwargs
-
     def preprocess(self, ecg: Any) -> dict[str, Any]:
-        return self.processor(read_ecg(ecg), return_tensors="pt")
+        return self.feature_extractor(read_ecg(ecg), return_tensors="pt")
 
-    def _forward(self, inputs: dict[str, Any]) -> Any:
-        return self.model(**inputs)
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the pipeline's code, model and processor; with that code, loading takes `trust_remote_code=True`."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)
 
 
 class EcgClassificationPipeline(EcgPipeline):
@@ -41,15 +49,80 @@ class EcgClassificationPipeline(EcgPipeline):
     Scores are probabilities (sigmoid of multi-label heads, softmax of single-label ones), or a regression's values.
     """
 
-    def postprocess(self, output: Any, top_k: int | None = None) -> list[dict[str, Any]]:
-        logits, problem = output.logits[0].float(), self.model.config.problem_type
-        if problem == "multi_label_classification":
+    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:
+        return {}, {}, {} if top_k is None else {"top_k": top_k}
+
+    def _forward(self, inputs: dict[str, Any]) -> ModelOutput:
+        return ModelOutput(logits=self.model(**inputs).logits.float())
+
+    def postprocess(self, output: ModelOutput, top_k: int | None = None) -> list[dict[str, Any]]:
+        config, logits = self.model.config, output["logits"][0]
+        if config.problem_type == "multi_label_classification":
             logits = logits.sigmoid()
-        elif problem != "regression":
+        elif (
+            config.problem_type != "regression" and config.num_labels > 1
+        ):  # one label is a regression, as in training
             logits = logits.softmax(-1)
-        labels = self.model.config.id2label
-        scores = [{"label": labels[index], "score": score} for index, score in enumerate(logits.tolist())]
-        return sorted(scores, key=lambda entry: -entry["score"])[:top_k]
+        return _ranked([config.id2label[index] for index in range(config.num_labels)], logits, top_k)
+
+
+class ZeroShotEcgClassificationPipeline(EcgPipeline):
+    """Similarity of an ECG with texts: `[{"label", "score"}, ...]`, highest first; `top_k` limits them.
+
+    `candidate_labels` is a list of texts, or a mapping from label to one or several texts (their mean counts).  Scores
+    are the model's scaled similarities: they order the ECGs for one label, and are no probabilities.
+    """
+
+    _load_feature_extractor = False  # it is in the processor
+    _load_processor = True
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+        top_k: int | None = None,
+    ) -> tuple[dict, dict, dict]:
+        limit = {} if top_k is None else {"top_k": top_k}
+        if candidate_labels is None:
+            return {}, {}, limit
+        if isinstance(candidate_labels, str):
+            raise ValueError(
+                f"candidate_labels must be a list of texts, or a mapping, not the text {candidate_labels!r}"
+            )
+        if not isinstance(candidate_labels, Mapping):
+            candidate_labels = {label: label for label in candidate_labels}
+        prompts = {label: [text] if isinstance(text, str) else list(text) for label, text in candidate_labels.items()}
+        if not prompts or not all(prompts.values()):
+            raise ValueError("candidate_labels needs at least one label, and at least one text for each")
+        return {}, {"prompts": prompts}, {"labels": list(prompts), **limit}
+
+    def _forward(self, inputs: dict[str, Any], prompts: Mapping[str, list[str]] | None = None) -> ModelOutput:
+        if prompts is None:
+            raise ValueError("give candidate_labels: the texts to compare the ECG with")
+        texts = [text for class_texts in prompts.values() for text in class_texts]
+        tokens = self.processor(text=texts).to(self.device)
+        logits = self.model(**inputs, **tokens).logits_per_ecg.float()  # (ECGs, texts)
+        return ModelOutput(scores=prompt_scores(logits, [len(class_texts) for class_texts in prompts.values()]))
+
+    def postprocess(self, output: ModelOutput, labels: list[str], top_k: int | None = None) -> list[dict[str, Any]]:
+        return _ranked(labels, output["scores"][0], top_k)
+
+
+class EcgToTextPipeline(EcgPipeline):
+    """Writes a report: `[{"generated_text"}]`, one for each returned sequence.  Options go to `generate`."""
+
+    _load_feature_extractor = False
+    _load_processor = True
+
+    def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
+        return {}, options, {}
+
+    def _forward(self, inputs: dict[str, Any], **options) -> ModelOutput:
+        ids = self.model.generate(**inputs, **options)  # (ECGs x sequences, tokens)
+        return ModelOutput(ids=ids.reshape(len(inputs["input_values"]), -1, ids.shape[-1]))
+
+    def postprocess(self, output: ModelOutput) -> list[dict[str, str]]:
+        texts = self.processor.batch_decode(output["ids"][0], skip_special_tokens=True)
+        return [{"generated_text": text} for text in texts]
 
 
 def prompt_scores(logits_per_ecg: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -65,61 +138,6 @@ def prompt_scores(logits_per_ecg: torch.Tensor, counts: Sequence[int]) -> torch.
     return torch.stack([chunk.mean(-1) for chunk in logits_per_ecg.split(list(counts), -1)], -1)
 
 
-class ZeroShotEcgClassificationPipeline(EcgPipeline):
-    """Similarity of an ECG with texts: `[{"label", "score"}, ...]`, highest first.
-
-    `candidate_labels` is a list of texts, or a mapping from label to one or several texts (their mean counts).  Scores
-    are the model's scaled similarities: they order the ECGs for one label, and are no probabilities.
-    """
-
-    def _sanitize_parameters(self, candidate_labels: Any = None, **kwargs) -> tuple[dict, dict, dict]:
-        if candidate_labels is None:
-            return {}, {}, kwargs
-        if not isinstance(candidate_labels, Mapping):
-            candidate_labels = {label: [label] for label in candidate_labels}
-        prompts = {label: [text] if isinstance(text, str) else list(text) for label, text in candidate_labels.items()}
-        if not prompts or not all(prompts.values()):
-            raise ValueError("candidate_labels needs at least one label, and at least one text for each")
-        return {"prompts": prompts}, {}, {"prompts": prompts, **kwargs}
-
-    def preprocess(self, ecg: Any, prompts: dict[str, list[str]] | None = None) -> dict[str, Any]:
-        if prompts is None:
-            raise ValueError("give candidate_labels: the texts to compare the ECG with")
-        texts = [text for class_texts in prompts.values() for text in class_texts]
-        return self.processor(read_ecg(ecg), text=texts, return_tensors="pt")
-
-    def postprocess(
-        self, output: Any, prompts: dict[str, list[str]], top_k: int | None = None
-    ) -> list[dict[str, Any]]:
-        scores = prompt_scores(output.logits_per_ecg.float(), [len(texts) for texts in prompts.values()])[0].tolist()
-        ranked = sorted(zip(prompts, scores, strict=True), key=lambda entry: -entry[1])
-        return [{"label": label, "score": score} for label, score in ranked][:top_k]
-
-
-class EcgToTextPipeline(EcgPipeline):
-    """Writes a report: `[{"generated_text"}]`, one for each returned sequence.  Options go to `generate`."""
-
-    def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
-        return {}, options, {}
-
-    def _forward(self, inputs: dict[str, Any], **options) -> torch.Tensor:
-        return self.model.generate(**inputs, **options)
-
-    def postprocess(self, ids: torch.Tensor) -> list[dict[str, str]]:
-        return [{"generated_text": text} for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
-
-
-for _task, _pipeline, _auto_class in (
-    ("ecg-classification", EcgClassificationPipeline, AutoModelForSequenceClassification),
-    ("zero-shot-ecg-classification", ZeroShotEcgClassificationPipeline, AutoModel),
-    ("ecg-to-text", EcgToTextPipeline, AutoModelForSpeechSeq2Seq),
-):
-    PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=_pipeline, pt_model=_auto_class)
-
-__all__ = [
-    "EcgClassificationPipeline",
-    "EcgPipeline",
-    "EcgToTextPipeline",
-    "ZeroShotEcgClassificationPipeline",
-    "prompt_scores",
-]
+def _ranked(labels: Sequence[str], scores: torch.Tensor, top_k: int | None) -> list[dict[str, Any]]:
+    pairs = sorted(zip(labels, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+    return [{"label": label, "score": score} for label, score in pairs][:top_k]

@@ -67,9 +67,8 @@ def read_ecg(
         label, raw = "array", RawEcg(np.asarray(source))
     else:
         raise EcgReadError(f"cannot read an ECG from {type(source).__name__}; read_ecg says what it takes")
-    lead_names = raw.lead_names if lead_names is None else lead_names
-    lead_names = (lead_names,) if isinstance(lead_names, str) else lead_names
-    leads = tuple(lead_name(str(name or "")) for name in lead_names)
+    names = raw.lead_names if lead_names is None else lead_names
+    leads = tuple(lead_name(str(name or "")) for name in ([names] if isinstance(names, str) else names))
     if not leads or not all(leads):
         raise EcgReadError(f"{label}: does not say its lead names: pass lead_names=('I', 'II', ...)")
     sampling_rate = raw.sampling_rate if sampling_rate is None else sampling_rate

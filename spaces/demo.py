@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing here needs a hub
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -62,9 +63,14 @@ def save_untrained(folder: Path):
     vocabulary = {word: index for index, word in enumerate([*special.values(), ".", "sinus", "rhythm"])}
     words = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer = as_report_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words, **special))
-    text_config = {"vocab_size": len(vocabulary), "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text_config: dict[str, Any] = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
 
-    ids = special_token_settings(tokenizer)
+    ids: dict[str, Any] = special_token_settings(tokenizer)
     ecg_config = {"num_hidden_layers": 2, "caption_dim": 64}
     MelpModel(MelpConfig(ecg_config=ecg_config, text_config=text_config, **ids)).save_pretrained(folder / "melp")
     extractor = EcgFeatureExtractor(
@@ -72,7 +78,7 @@ def save_untrained(folder: Path):
     )
     EcgProcessor(extractor, tokenizer).save_pretrained(folder / "melp")
 
-    sizes = {"stem_size": 24, "hidden_sizes": (32, 48, 64, 96), "depths": (1, 1, 1, 1)}
+    sizes: dict[str, Any] = {"stem_size": 24, "hidden_sizes": (32, 48, 64, 96), "depths": (1, 1, 1, 1)}
     EchoingEcgModel(EchoingEcgConfig(text_config=text_config, **sizes)).save_pretrained(folder / "echoing-ecg")
     extractor = EcgFeatureExtractor(sampling_rate=100, num_samples=1000, bandpass=(0.5, 40.0), normalization="none")
     EcgProcessor(extractor, tokenizer).save_pretrained(folder / "echoing-ecg")

@@ -445,7 +445,13 @@ def test_every_setting_survives_saving(tmp_path):
     assert OTHER_SETTINGS.items() <= saved.items()
     assert all(default[setting] != value for setting, value in OTHER_SETTINGS.items()), "a default tests nothing"
     assert default.keys() - {"feature_extractor_type"} == OTHER_SETTINGS.keys(), "a setting is not tested"
-    for name in ("preprocessor_config.json", "feature_extraction_ecg.py", "leads_ecg.py", "quality_ecg.py"):
+    for name in (
+        "preprocessor_config.json",
+        "feature_extraction_ecg.py",
+        "leads_ecg.py",
+        "quality_ecg.py",
+        "record_ecg.py",
+    ):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     overridden = EcgFeatureExtractor.from_pretrained(tmp_path / "one", num_samples=88)
     assert overridden.num_samples == 88
