@@ -8,6 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ecgformers.datasets_scripts.tasks import (
     FOLDS,
     LANGUAGES,
@@ -18,8 +21,6 @@ from ecgformers.datasets_scripts.tasks import (
     read_split_tables,
     splits,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 ALL_STATEMENTS = TASKS["ptbxl_all"].classes
 PTB_XL_TASKS = ("ptbxl_super", "ptbxl_sub", "ptbxl_form", "ptbxl_rhythm", "ptbxl_all")
