@@ -32,6 +32,8 @@ _PUBLIC = {
     "MelpForConditionalGeneration": "modeling_melp",
     "MelpForSequenceClassification": "modeling_melp",
     "MelpModel": "modeling_melp",
+    "MerlConfig": "configuration_merl",
+    "MerlModel": "modeling_merl",
     "heart_rate": "rhythm_ecg",
     "plot_ecg": "plotting_ecg",
     "read_ecg": "reading_ecg",

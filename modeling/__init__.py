@@ -17,11 +17,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_echo_clip import EchoClipConfig
 from .configuration_echoing_ecg import EchoingEcgConfig
 from .configuration_melp import MelpConfig, MelpEcgConfig
+from .configuration_merl import MerlConfig
 from .feature_extraction_ecg import EcgFeatureExtractor
 from .modeling_echo_clip import EchoClipModel
 from .modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
+from .modeling_merl import MerlModel
 from .pipelines_ecg import EcgClassificationPipeline, EcgToTextPipeline, ZeroShotEcgClassificationPipeline
 from .processing_ecg import EcgProcessor
 
@@ -45,6 +47,11 @@ _CLASSES: dict[type[PreTrainedConfig], dict[Any, type]] = {
         AutoModel: MelpEcgModel,
         AutoModelForPreTraining: MelpEcgForPreTraining,
         AutoModelForSequenceClassification: MelpEcgForSequenceClassification,
+    },
+    MerlConfig: {
+        AutoFeatureExtractor: EcgFeatureExtractor,
+        AutoProcessor: EcgProcessor,
+        AutoModel: MerlModel,
     },
 }
 

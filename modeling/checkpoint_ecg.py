@@ -89,13 +89,17 @@ def count(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
 
 
 def residual_network_sizes(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, int | list[int]]:
-    """Fields of a config: the sizes of the residual network whose renamed tensors begin with `prefix`."""
+    """Fields of a config: the sizes of the residual network whose renamed tensors begin with `prefix`.
+
+    Strides are not in the tensors: as in every ResNet, all stages but the first halve the time resolution.
+    """
     stages = [f"{prefix}stages.{stage}.blocks." for stage in range(count(weights, f"{prefix}stages."))]
     return {
         "num_leads": size(weights, f"{prefix}stem_conv.weight", 1),
         "stem_size": size(weights, f"{prefix}stem_conv.weight", 0),
         "hidden_sizes": [size(weights, f"{stage}0.conv1.weight", 0) for stage in stages],
         "depths": [count(weights, stage) for stage in stages],
+        "strides": [2 if index else 1 for index in range(len(stages))],
     }
 
 

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_ecg import MultiHeadAttention
 from .configuration_melp import MelpEcgConfig
 from .losses_ecg import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
+from .masking_ecg import length_mask, masked_input
 from .pooling_ecg import AttentionalPooler
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
@@ -87,7 +88,7 @@ class MelpConvBlock(nn.Module):
         if lengths is None:
             return F.gelu(self.norm(states) if self.norm is not None else states), None
         lengths = self.output_length(lengths)
-        mask = _length_mask(lengths, states.shape[-1])[:, None]  # (batch, 1, time)
+        mask = length_mask(lengths, states.shape[-1])[:, None]  # (batch, 1, time)
         if self.norm is not None:
             count = lengths.clamp(min=1)[:, None, None]
             mean = (states * mask).sum(-1, keepdim=True) / count
@@ -95,11 +96,6 @@ class MelpConvBlock(nn.Module):
             states = (states - mean) * torch.rsqrt(variance + self.norm.eps)
             states = states * self.norm.weight[:, None] + self.norm.bias[:, None]
         return F.gelu(states) * mask, lengths
-
-
-def _length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """(batch,) -> (batch, size), True below each length."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 class MelpConvPositionalEmbedding(nn.Module):
@@ -217,7 +213,7 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
 
     def time_mask(self, sample_mask: torch.Tensor) -> torch.Tensor:
         """(batch, samples) -> (batch, time): the steps that see real samples only."""
-        return _length_mask(self.output_length(sample_mask.sum(-1)), self.output_length(sample_mask.shape[-1]))
+        return length_mask(self.output_length(sample_mask.sum(-1)), self.output_length(sample_mask.shape[-1]))
 
     @merge_with_config_defaults
     @capture_outputs
@@ -242,17 +238,8 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
         Raises:
             ValueError: not (batch, leads, samples) with as many leads as the config says.
         """
-        num_leads, shape = self.config.num_leads, tuple(input_values.shape)
-        if len(shape) != 3 or shape[1] != num_leads:
-            raise ValueError(f"input_values must be (batch, {num_leads} leads, samples), not {shape}")
-        if lead_mask is not None:
-            input_values = input_values.masked_fill(lead_mask[..., None] == 0, 0)
-        lengths = None
-        if sample_mask is not None:
-            input_values = input_values.masked_fill(sample_mask[:, None] == 0, 0)
-            lengths = sample_mask.sum(-1)
-
-        features = input_values
+        features = masked_input(input_values, self.config.num_leads, lead_mask, sample_mask)
+        lengths = None if sample_mask is None else sample_mask.sum(-1)
         for block in self.conv_blocks:
             features, lengths = block(features, lengths)
         if features.requires_grad:
@@ -264,7 +251,7 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
             hidden_states = torch.where(masked_steps[..., None], self.mask_embedding, hidden_states)
         attention_mask = None
         if lengths is not None:
-            time_mask = _length_mask(lengths, hidden_states.shape[1])
+            time_mask = length_mask(lengths, hidden_states.shape[1])
             hidden_states = hidden_states * time_mask[..., None].to(hidden_states.dtype)
             attention_mask = create_bidirectional_mask(self.config, hidden_states, time_mask)
         hidden_states = hidden_states + self.position_embedding(hidden_states)

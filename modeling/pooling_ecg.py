@@ -1,4 +1,4 @@
-"""Pooling over time: learned queries that attend (MELP), and the generalised pooling operator (EchoingECG)."""
+"""Pooling over time: learned queries that attend (MELP), a class token that attends (MERL), GPO (EchoingECG)."""
 
 import math
 
@@ -9,6 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from .attention_ecg import MultiHeadAttention
+from .masking_ecg import count_steps, length_mask
 
 
 class AttentionalPooler(nn.Module):
@@ -36,6 +37,55 @@ class AttentionalPooler(nn.Module):
         context = self.context_norm(hidden_states)
         mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
         return self.attention(query, context, attention_mask=mask)[0]
+
+
+class AttentionPool(nn.Module):
+    """A class token that attends over a sequence and itself, as CLIP pools a picture (Radford et al. 2021, arXiv
+    2103.00020) and MERL an ECG.  As in MERL, the class token gets the first position twice.
+
+    Args:
+        config: the model's config; its `_attn_implementation` picks the attention kernel.
+        num_positions: time steps at most.
+        embed_dim: width of the sequence.
+        num_heads: attention heads.
+        output_dim: width of the result.
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_positions: int, embed_dim: int, num_heads: int, output_dim: int):
+        super().__init__()
+        self.config = config
+        self.class_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.position_embedding = nn.Parameter(torch.empty(1, 1 + num_positions, embed_dim))
+        self.attention = MultiHeadAttention(config, embed_dim, num_heads)
+        self.projection = nn.Linear(embed_dim, output_dim)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: (batch, time, embed_dim).
+            mask: (batch, time), 1 = valid.
+
+        Returns:
+            (batch, output_dim), and, where the attention kernel gives them, the weights of the class token's attention
+            to itself and to each step (batch, num_heads, 1, 1 + time).
+
+        Raises:
+            ValueError: more time steps than positions.
+        """
+        batch, time, _ = hidden_states.shape
+        positions = self.position_embedding[:, : 1 + time]
+        if positions.shape[1] <= time:
+            raise ValueError(f"{time} time steps are more than the {positions.shape[1] - 1} that have a position")
+        first = (self.class_token + positions[:, :1]).expand(batch, -1, -1)
+        context = torch.cat([first, hidden_states], dim=1) + positions  # (batch, 1 + time, embed_dim)
+        query = context[:, :1]
+        if mask is not None:
+            mask = nn.functional.pad(mask, (1, 0), value=1)
+            mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
+        pooled, weights = self.attention(query, context, attention_mask=mask)
+        return self.projection(pooled[:, 0]), weights
 
 
 class GeneralizedPooling(nn.Module):
@@ -81,7 +131,7 @@ class GeneralizedPooling(nn.Module):
         scores = self.score((forward + backward) / 2).squeeze(-1)  # (batch, length)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.temperature
         if lengths is not None:
-            scores = scores.masked_fill(_beyond(lengths, length), -torch.inf)
+            scores = scores.masked_fill(~length_mask(lengths, length), -torch.inf)
         return scores.softmax(dim=-1)
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -93,19 +143,10 @@ class GeneralizedPooling(nn.Module):
         length = features.shape[1]
         lengths = None
         if mask is not None:
-            mask = mask.bool()
-            lengths = mask.sum(dim=1)
-            if (lengths == 0).any():
-                rows = (lengths == 0).nonzero().flatten().tolist()
-                raise ValueError(f"rows {rows} of the mask have no valid step: there is nothing to pool")
-            features = features.masked_fill(~mask[..., None], -torch.inf)  # padding sorts last
+            lengths = count_steps(mask)
+            features = features.masked_fill(~mask.bool()[..., None], -torch.inf)  # padding sorts last
         features = features.sort(dim=1, descending=True).values
         if lengths is not None:
-            features = features.masked_fill(_beyond(lengths, length)[..., None], 0)
+            features = features.masked_fill(~length_mask(lengths, length)[..., None], 0)
         weights = self.rank_weights(length, lengths)[..., None]  # (batch or 1, time, 1)
         return (weights * features).sum(dim=1).to(features.dtype)
-
-
-def _beyond(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """(batch,) -> (batch, size), True from each length on."""
-    return torch.arange(size, device=lengths.device) >= lengths[:, None]

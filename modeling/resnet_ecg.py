@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .masking_ecg import masked_input
+
 _MOMENTUM = 0.1  # of the running statistics
 
 
@@ -115,13 +117,9 @@ class ResidualNetworkMixin:
         Raises:
             ValueError: not (batch, leads, samples) with as many leads as the stem takes.
         """
-        num_leads, shape = self.stem_conv.in_channels, tuple(input_values.shape)
-        if len(shape) != 3 or shape[1] != num_leads:
-            raise ValueError(f"input_values must be (batch, {num_leads} leads, samples), not {shape}")
-        if lead_mask is not None:
-            input_values = input_values.masked_fill(lead_mask[..., None] == 0, 0)
+        input_values = masked_input(input_values, self.stem_conv.in_channels, lead_mask, sample_mask)
         mask = None if sample_mask is None else sample_mask[:, None].bool()  # (batch, 1, samples)
-        hidden_states = self.stem_conv(_zero_padding(input_values, mask))
+        hidden_states = self.stem_conv(input_values)
 
         # A step of the result is centred on a step of the input: a stride thins out steps and mask alike.
         mask = None if mask is None else mask[..., ::2]

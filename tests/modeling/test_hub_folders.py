@@ -10,6 +10,7 @@ import pytest
 import tiny_echo_clip
 import tiny_echoing_ecg
 import tiny_melp
+import tiny_merl
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from ecgformers.modeling.modeling_melp_ecg import (
     MelpEcgForSequenceClassification,
     MelpEcgModel,
 )
+from ecgformers.modeling.modeling_merl import MerlModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 
 IDS = torch.tensor([[5, 7, 8, 6, 9, 3], [5, 10, 11, 3, 0, 0]])
@@ -53,6 +55,7 @@ CASES = {
         {"input_values": ECG},
     ),
     EchoClipModel: ("AutoModel", tiny_echo_clip, FRAMES),
+    MerlModel: ("AutoModel", tiny_merl, {"input_values": ECG, "input_ids": IDS}),
 }
 
 RUN_ALONE = """

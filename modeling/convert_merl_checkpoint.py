@@ -1,0 +1,158 @@
+"""Turn a MERL checkpoint of the authors into a folder that `AutoModel.from_pretrained` loads.
+
+    python -m ecgformers.modeling.convert_merl_checkpoint --checkpoint FILE --output DIR [--tokenizer DIR]
+
+It takes a whole model, with a ResNet or a ViT for ECGs.  Sizes are read off the tensors; the numbers of attention
+heads are not in them, and follow the published models (64 channels a head; 4 heads in the ResNet's pooling) unless
+given.  To use texts, give the folder of the text model's tokenizer (MedCPT's query encoder).
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from .checkpoint_ecg import (
+    RESIDUAL_NETWORK,
+    KeyTable,
+    bert_sizes,
+    count,
+    fill_model,
+    load_checkpoint,
+    rename_keys,
+    residual_network_sizes,
+    size,
+    with_prefix,
+)
+from .configuration_merl import MerlConfig
+from .feature_extraction_ecg import EcgFeatureExtractor
+from .modeling_merl import MerlModel
+from .processing_ecg import EcgProcessor
+
+MERL_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # MIMIC-IV-ECG: aVF first
+
+_LAYER, _THEIR_LAYER = r"ecg_model.layers.\1", r"ecg_encoder\.block(\d+)"
+_KEYS: KeyTable = [
+    (r"logit_scale", r"logit_scale"),
+    (r"lm_model\.(.+)", r"text_model.\1"),
+    (r"proj_t\.(.+)", r"text_projection.\1"),
+    (r"linear1\.(.+)", r"view_projections.0.\1"),
+    (r"linear2\.(.+)", r"view_projections.1.\1"),
+    # the ResNet
+    *with_prefix(r"ecg_encoder\.", "ecg_model.", RESIDUAL_NETWORK),
+    (r"ecg_encoder\.linear\..+", None),  # its classifier, never used
+    (r"downconv\.(.+)", r"ecg_model.feature_projection.\1"),
+    (r"att_pool_head\.cls_token", r"ecg_model.attention_pool.class_token"),
+    (r"att_pool_head\.positional_embedding", r"ecg_model.attention_pool.position_embedding"),
+    (r"att_pool_head\.mhsa\.in_proj_(.+)", r"ecg_model.attention_pool.attention.{qkv}_proj.\1"),
+    (r"att_pool_head\.mhsa\.out_proj\.(.+)", r"ecg_model.attention_pool.attention.out_proj.\1"),
+    (r"att_pool_head\.c_proj\.(.+)", r"ecg_model.attention_pool.projection.\1"),
+    # the ViT
+    (r"ecg_encoder\.to_patch_embedding\.(.+)", r"ecg_model.patch_embedding.\1"),
+    (r"ecg_encoder\.pos_embedding", r"ecg_model.position_embedding"),
+    (rf"{_THEIR_LAYER}\.attn\.norm\.(.+)", rf"{_LAYER}.attention_norm.\2"),
+    (rf"{_THEIR_LAYER}\.attn\.fn\.to_qkv\.(.+)", rf"{_LAYER}.attention.{{qkv}}_proj.\2"),
+    (rf"{_THEIR_LAYER}\.attn\.fn\.to_out\.0\.(.+)", rf"{_LAYER}.attention.out_proj.\2"),
+    (rf"{_THEIR_LAYER}\.ff\.norm\.(.+)", rf"{_LAYER}.feed_forward_norm.\2"),
+    (rf"{_THEIR_LAYER}\.ff\.fn\.net\.0\.(.+)", rf"{_LAYER}.fc1.\2"),
+    (rf"{_THEIR_LAYER}\.ff\.fn\.net\.3\.(.+)", rf"{_LAYER}.fc2.\2"),
+    (r"ecg_encoder\.norm\.(.+)", r"ecg_model.norm.\1"),
+    (r"proj_e\.(.+)", r"ecg_model.projection.\1"),
+]
+
+
+def _read_config(
+    weights: Mapping[str, torch.Tensor], heads: int | None, text_heads: int | None, pooler_heads: int
+) -> MerlConfig:
+    """Sizes of renamed weights."""
+    sizes: dict[str, Any]
+    if "ecg_model.stem_conv.weight" in weights:
+        sizes = {
+            "encoder_type": "resnet",
+            "num_positions": size(weights, "ecg_model.attention_pool.position_embedding", 1) - 1,
+            "hidden_size": size(weights, "ecg_model.feature_projection.weight", 0),
+            "num_pooler_heads": pooler_heads,
+            **residual_network_sizes(weights, "ecg_model."),
+        }
+    else:
+        hidden_size = size(weights, "ecg_model.patch_embedding.weight", 0)
+        sizes = {
+            "encoder_type": "vit",
+            "num_leads": size(weights, "ecg_model.patch_embedding.weight", 1),
+            "patch_size": size(weights, "ecg_model.patch_embedding.weight", 2),
+            "num_positions": size(weights, "ecg_model.position_embedding", 1),
+            "hidden_size": hidden_size,
+            "num_hidden_layers": count(weights, "ecg_model.layers."),
+            "num_attention_heads": heads or max(1, hidden_size // 64),
+            "intermediate_size": size(weights, "ecg_model.layers.0.fc1.weight", 0),
+        }
+    projection_dim = size(weights, "view_projections.0.weight", 0)
+    return MerlConfig(
+        text_config=bert_sizes(weights, "text_model.", text_heads), projection_dim=projection_dim, **sizes
+    )
+
+
+def convert(
+    state_dict: Mapping[str, torch.Tensor],
+    heads: int | None = None,
+    text_heads: int | None = None,
+    pooler_heads: int = 4,
+) -> tuple[MerlModel, list[str]]:
+    """Build the model that a checkpoint holds.
+
+    Args:
+        state_dict: the authors' keys and tensors.
+        heads, text_heads: attention heads of the ViT and of the text tower, by default one for 64 channels.
+        pooler_heads: attention heads of the ResNet's pooling.
+
+    Returns:
+        the model in float32, in evaluation mode, and the keys left out on purpose.
+
+    Raises:
+        ValueError: keys missing, unknown or of the wrong shape, all listed.
+    """
+    weights, dropped, unknown = rename_keys(state_dict, _KEYS)
+    model = MerlModel(_read_config(weights, heads, text_heads, pooler_heads))
+    fill_model(model, weights, unknown)
+    return model, dropped
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help=".safetensors, .ckpt, .pt or .pth")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--tokenizer", type=Path, help="folder with the text model's tokenizer")
+    parser.add_argument("--heads", type=int, help="attention heads of the ViT")
+    parser.add_argument("--text-heads", type=int, help="attention heads of the text tower")
+    parser.add_argument("--pooler-heads", type=int, default=4, help="attention heads of the ResNet's pooling")
+    args = parser.parse_args(arguments)
+
+    model, dropped = convert(load_checkpoint(args.checkpoint), args.heads, args.text_heads, args.pooler_heads)
+    text_config = model.config.text_config
+    processor: EcgFeatureExtractor | EcgProcessor = EcgFeatureExtractor(
+        lead_names=MERL_LEADS, sampling_rate=500, num_samples=5000, normalization="min_max"
+    )
+    if args.tokenizer is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
+        if len(tokenizer) != text_config.vocab_size:
+            raise ValueError(
+                f"{args.tokenizer} has {len(tokenizer)} tokens, but the checkpoint's text tower has "
+                f"{text_config.vocab_size}: give the tokenizer that it was trained with"
+            )
+        processor = EcgProcessor(
+            processor, tokenizer, lowercase=True, max_text_length=text_config.max_position_embeddings
+        )
+    model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+    print(f"MerlModel with {model.num_parameters():,} parameters written to {args.output}")
+    print(f"left out on purpose (not used by the model): {', '.join(dropped) or 'nothing'}")
+    if args.tokenizer is None:
+        print("no tokenizer: give --tokenizer FOLDER to make texts usable")
+    print("for research use; not a medical device")
+
+
+if __name__ == "__main__":
+    main()
