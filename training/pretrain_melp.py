@@ -77,7 +77,8 @@ def build_model(settings: MelpSettings, tokenizer: PreTrainedTokenizerFast) -> M
     if settings.text:
         bert.resize_token_embeddings(len(tokenizer))
         model.text_model.load_state_dict(bert.bert.state_dict())
-    model.ecg_model.encoder.mask_embedding.requires_grad_(False)  # for masked prediction only
+    if model.config.ecg_config.encoder_type == "wav2vec2":
+        model.ecg_model.encoder.mask_embedding.requires_grad_(False)  # for masked prediction only
     model.freeze_text_layers()
     return model
 
