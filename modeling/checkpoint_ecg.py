@@ -54,6 +54,7 @@ def rename_keys(
     weights: dict[str, torch.Tensor] = {}
     dropped, unknown = [], []
     for key, tensor in state_dict.items():
+        key = key.removeprefix("module.")  # of training on several devices
         matches = ((re.fullmatch(pattern, key), name) for pattern, name in table)
         match, name = next((found for found in matches if found[0]), (None, None))
         if match is None:
@@ -79,7 +80,9 @@ def size(weights: Mapping[str, torch.Tensor], name: str, axis: int) -> int:
         ValueError: there is no such tensor.
     """
     if name not in weights or weights[name].ndim <= axis:
-        raise ValueError(f"the checkpoint does not fit: {name} (in our names), which tells a size, is missing or flat")
+        raise ValueError(
+            f"this is no checkpoint of this model: {name} (in our names), which tells a size, is missing or misshapen"
+        )
     return weights[name].shape[axis]
 
 

@@ -10,21 +10,19 @@ The authors' weights are under an academic, non-transferable licence: a converte
 """
 
 import argparse
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
+from .checkpoint_ecg import KeyTable, count, fill_model, load_checkpoint, rename_keys, size
 from .configuration_echo_clip import EchoClipConfig
-from .convert_melp_checkpoint import load_checkpoint
 from .modeling_echo_clip import EchoClipModel
 
-# Theirs -> ours, as regular expressions on whole keys; the first match wins.  None: knowingly dropped.
 _STAGE, _THEIR_STAGE = r"vision_model.encoder.stages.\1", r"visual\.trunk\.stages\.(\d+)"
 _LAYER, _THEIR_LAYER = r"text_model.encoder.layers.\1", r"transformer\.resblocks\.(\d+)"
-_KEYS: list[tuple[str, str | None]] = [
+_KEYS: KeyTable = [
     (r"visual\.trunk\.stem\.0\.(.+)", r"vision_model.embeddings.patch_embeddings.\1"),
     (r"visual\.trunk\.stem\.1\.(.+)", r"vision_model.embeddings.layernorm.\1"),
     (rf"{_THEIR_STAGE}\.downsample\.([01])\.(.+)", rf"{_STAGE}.downsampling_layer.\2.\3"),
@@ -48,63 +46,35 @@ _KEYS: list[tuple[str, str | None]] = [
 ]
 
 
-def _rename(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
-    """The tensors under our names in float32, the keys that are dropped, and those that are unknown."""
-    weights: dict[str, torch.Tensor] = {}
-    dropped, unknown = [], []
-    for key, tensor in state_dict.items():
-        key = key.removeprefix("module.")  # of training on several devices
-        matches = ((re.fullmatch(pattern, key), ours) for pattern, ours in _KEYS)
-        match, ours = next((found for found in matches if found[0]), (None, None))
-        if match is None:
-            unknown.append(key)
-        elif ours is None:
-            dropped.append(key)
-        elif "{qkv}" in (name := match.expand(ours)):  # one packed matrix: rows of q, k, v
-            weights |= {name.replace("{qkv}", part): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
-        else:
-            weights[name] = tensor.T if key == "text_projection" else tensor  # theirs is x @ W
-    return {name: tensor.float().contiguous() for name, tensor in weights.items()}, dropped, unknown
-
-
 def _read_config(weights: Mapping[str, torch.Tensor], num_text_heads: int | None) -> EchoClipConfig:
     """Sizes of renamed weights."""
 
-    def size(name: str, axis: int) -> int:
-        if name not in weights or weights[name].ndim <= axis:
-            raise ValueError(
-                "this is no open_clip checkpoint with a ConvNeXt and a text tower: "
-                f"{name} (in our names), which tells a size, is missing or has too few axes"
-            )
-        return weights[name].shape[axis]
-
-    def count(prefix: str) -> int:
-        return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
-
-    stages = range(count("vision_model.encoder.stages."))
-    vocab_size = size("text_model.embeddings.token_embedding.weight", 0)
-    hidden_size = size("text_model.embeddings.token_embedding.weight", 1)
+    stages = range(count(weights, "vision_model.encoder.stages."))
+    vocab_size = size(weights, "text_model.embeddings.token_embedding.weight", 0)
+    hidden_size = size(weights, "text_model.embeddings.token_embedding.weight", 1)
     return EchoClipConfig(
         vision_config={
-            "num_channels": size("vision_model.embeddings.patch_embeddings.weight", 1),
-            "patch_size": size("vision_model.embeddings.patch_embeddings.weight", 2),
+            "num_channels": size(weights, "vision_model.embeddings.patch_embeddings.weight", 1),
+            "patch_size": size(weights, "vision_model.embeddings.patch_embeddings.weight", 2),
             "num_stages": len(stages),
-            "depths": [count(f"vision_model.encoder.stages.{i}.layers.") for i in stages],
-            "hidden_sizes": [size(f"vision_model.encoder.stages.{i}.layers.0.dwconv.weight", 0) for i in stages],
+            "depths": [count(weights, f"vision_model.encoder.stages.{i}.layers.") for i in stages],
+            "hidden_sizes": [
+                size(weights, f"vision_model.encoder.stages.{i}.layers.0.dwconv.weight", 0) for i in stages
+            ],
         },
         text_config={
             "vocab_size": vocab_size,
             "hidden_size": hidden_size,
-            "num_hidden_layers": count("text_model.encoder.layers."),
+            "num_hidden_layers": count(weights, "text_model.encoder.layers."),
             "num_attention_heads": num_text_heads or max(1, hidden_size // 64),
-            "intermediate_size": size("text_model.encoder.layers.0.mlp.fc1.weight", 0),
-            "max_position_embeddings": size("text_model.embeddings.position_embedding.weight", 0),
-            "projection_dim": size("text_projection.weight", 0),
+            "intermediate_size": size(weights, "text_model.encoder.layers.0.mlp.fc1.weight", 0),
+            "max_position_embeddings": size(weights, "text_model.embeddings.position_embedding.weight", 0),
+            "projection_dim": size(weights, "text_projection.weight", 0),
             "bos_token_id": vocab_size - 2,  # CLIP's last two tokens
             "eos_token_id": vocab_size - 1,
             "pad_token_id": 0,
         },
-        projection_dim=size("visual_projection.weight", 0),
+        projection_dim=size(weights, "visual_projection.weight", 0),
     )
 
 
@@ -123,20 +93,10 @@ def convert(
     Raises:
         ValueError: keys missing, unknown or of the wrong shape, all listed.
     """
-    weights, dropped, unknown = _rename(state_dict)
+    weights, dropped, unknown = rename_keys(state_dict, _KEYS, transposed="text_projection")  # theirs is x @ W
     model = EchoClipModel(_read_config(weights, num_text_heads))
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    wrong += [f"{name} is unknown" for name in [*unknown, *(weights.keys() - expected.keys())]]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    if wrong:
-        raise ValueError(f"the checkpoint does not fit (in our names): {'; '.join(sorted(wrong))}")
-    model.load_state_dict(weights)
-    return model.eval(), dropped
+    fill_model(model, weights, unknown)
+    return model, dropped
 
 
 def main(arguments: list[str] | None = None):

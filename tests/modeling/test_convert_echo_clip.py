@@ -82,7 +82,7 @@ def test_every_misfit_is_named():
 
 @pytest.mark.parametrize("weights", [{}, {"logit_scale": torch.zeros(())}, {"other": torch.zeros(2)}])
 def test_other_checkpoints_are_refused(weights):
-    with pytest.raises(ValueError, match="no open_clip checkpoint"):
+    with pytest.raises(ValueError, match="no checkpoint of this model"):
         convert(weights)
 
 

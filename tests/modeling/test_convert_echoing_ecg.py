@@ -176,11 +176,11 @@ def test_all_that_is_wrong_is_listed(checkpoint):
 
 
 def test_something_else_is_no_checkpoint(tmp_path, files):
-    with pytest.raises(ValueError, match="no EchoingECG checkpoint"):
+    with pytest.raises(ValueError, match="no checkpoint of this model"):
         convert({"conv1.weight": torch.zeros(6, 12, 7)})
-    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "lightning.pt")
+    torch.save({"epoch": 3, "weight": torch.zeros(1)}, tmp_path / "training.pt")
     with pytest.raises(ValueError, match="no plain state dict"):
-        main(["--checkpoint", str(tmp_path / "lightning.pt"), "--output", files["output"], "--no-scaler"])
+        main(["--checkpoint", str(tmp_path / "training.pt"), "--output", files["output"], "--no-scaler"])
     assert not os.path.exists(files["output"])
 
 
