@@ -1,9 +1,12 @@
-"""Shared fixtures: the folders with real data that some tests take from the environment."""
+"""Shared fixtures: the folders with real data that some tests take from the environment, and a Hub."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+from loopback_hub import LoopbackHub
 
 
 def _folder_fixture(variable: str, what: str):
@@ -25,3 +28,20 @@ ptb_xl_500hz_dir = _folder_fixture("ECGFORMERS_PTB_XL_500HZ", "500 Hz PTB-XL rec
 cinc2021_dir = _folder_fixture("ECGFORMERS_CINC2021", "CPSC 2018, Georgia and CSN records")
 code15_dir = _folder_fixture("ECGFORMERS_CODE15", "CODE-15 records")
 splits_dir = _folder_fixture("ECGFORMERS_SPLITS", "split tables of CPSC 2018 and CSN")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """A Hub of its own that this process pushes to; other processes find it by `hub.environment`."""
+    with LoopbackHub() as hub:
+        settings = {
+            "ENDPOINT": hub.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path_factory.mktemp("hub_cache")),
+            "HF_HUB_DISABLE_XET": True,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # a client made before keeps its endpoint
+        monkeypatch.setenv("HF_TOKEN", "hf_loopback")
+        yield hub

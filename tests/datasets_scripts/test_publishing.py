@@ -4,11 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import layouts
 import numpy as np
 import pytest
@@ -31,15 +29,6 @@ signals = {row["record_id"]: row["signal"] for split in rows.values() for row in
 splits = {name: len(split) for name, split in rows.items()}
 json.dump({"splits": splits, "signals": signals, "streamed": streamed}, sys.stdout)
 """
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_loopback")
-        yield hub
 
 
 def load(hub: LoopbackHub, name: str, cache: Path) -> dict[str, Any]:
