@@ -14,6 +14,7 @@ import tiny_merl
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import ecg_batch, fill
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_echo_clip import EchoClipModel
@@ -24,12 +25,12 @@ from ecgformers.modeling.modeling_melp_ecg import (
     MelpEcgForSequenceClassification,
     MelpEcgModel,
 )
-from ecgformers.modeling.modeling_merl import MerlModel
+from ecgformers.modeling.modeling_merl import MerlForSequenceClassification, MerlModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 
 IDS = torch.tensor([[5, 7, 8, 6, 9, 3], [5, 10, 11, 3, 0, 0]])
-ECG = tiny_melp.ecg_batch(2)
-PATIENTS = {"patient_ids": torch.tensor([1, 2]), "input_values": tiny_melp.ecg_batch(2, samples=480)}
+ECG = ecg_batch(2)
+PATIENTS = {"patient_ids": torch.tensor([1, 2]), "input_values": ecg_batch(2, samples=480)}
 PATIENTS["input_values"] = PATIENTS["input_values"].unflatten(-1, (2, 240)).transpose(1, 2).contiguous()
 PATIENTS["masked_steps"] = torch.zeros(2, 2, 19, dtype=torch.bool)
 PATIENTS["masked_steps"][..., 3:9] = True
@@ -56,6 +57,7 @@ CASES = {
     ),
     EchoClipModel: ("AutoModel", tiny_echo_clip, FRAMES),
     MerlModel: ("AutoModel", tiny_merl, {"input_values": ECG, "input_ids": IDS}),
+    MerlForSequenceClassification: ("AutoModelForSequenceClassification", tiny_merl, {"input_values": ECG}),
 }
 
 RUN_ALONE = """
@@ -83,7 +85,7 @@ for name, auto_class in json.loads(sys.argv[2]).items():
 def build(model_class):
     sizes = CASES[model_class][1]
     is_ecg_only = model_class.__name__.startswith("MelpEcg")
-    return sizes.fill(model_class(sizes.tiny_ecg_config() if is_ecg_only else sizes.tiny_config())).eval()
+    return fill(model_class(sizes.tiny_ecg_config() if is_ecg_only else sizes.tiny_config())).eval()
 
 
 def tensors_of(output) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_echoing_ecg import GOLDEN, ecg_batch, fill, golden_outputs, text_batch, tiny_config, tiny_model
+from tiny import ecg_batch, fill, text_batch
+from tiny_echoing_ecg import GOLDEN, golden_outputs, tiny_config, tiny_model
 from torch.nn.functional import pad
 from transformers import Trainer, TrainingArguments
 
@@ -73,7 +74,7 @@ def test_a_masked_lead_counts_as_zero(model):
 
 
 def test_inputs_of_the_wrong_shape_are_refused(model):
-    with pytest.raises(ValueError, match=r"\(batch, 12 leads, samples\), not \(2, 8, 250\)"):
+    with pytest.raises(ValueError, match=r"\(batch, 12 leads, samples\), not \(2, 8, 240\)"):
         model.get_ecg_features(ecg_batch(2, leads=8))
     with pytest.raises(ValueError, match=r"either texts .* or echo studies"):
         model(ecg_batch())
@@ -149,7 +150,7 @@ def test_study_gaussian_of_frames():
 def test_hidden_states_and_tuples(model):
     outputs = model.get_ecg_features(ecg_batch(), output_hidden_states=True)
     shapes = [tuple(states.shape[1:]) for states in outputs.hidden_states]
-    assert shapes == [(6, 125), (6, 125), (8, 63), (10, 32), (12, 16)]
+    assert shapes == [(6, 120), (6, 120), (8, 60), (10, 30), (12, 15)]
     assert outputs.hidden_states[-1] is outputs.last_hidden_state
     assert len(model(ecg_batch(), **text_batch(), output_hidden_states=True).text_model_output.hidden_states) == 3
     assert torch.equal(model.get_ecg_features(ecg_batch(), return_dict=False)[2], outputs.ecg_embeds)
@@ -189,7 +190,7 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
 
 
 def test_training_under_autocast(model):
-    sample_mask = (torch.arange(250) < torch.tensor([250, 100, 7])[:, None]).long()
+    sample_mask = (torch.arange(240) < torch.tensor([240, 100, 7])[:, None]).long()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model.train()(ecg_batch(), sample_mask=sample_mask, **text_batch(), return_loss=True)
     outputs.loss.backward()

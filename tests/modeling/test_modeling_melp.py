@@ -6,7 +6,8 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_melp import ecg_batch, fill, tiny_config, tiny_ecg_config, tiny_resnet_config, tiny_tokenizer
+from tiny import ecg_batch, fill
+from tiny_melp import tiny_config, tiny_ecg_config, tiny_resnet_config, tiny_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,

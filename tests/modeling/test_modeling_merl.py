@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_echoing_ecg import text_batch
+from tiny import text_batch
 from tiny_merl import ENCODERS, GOLDEN, ecg_samples, golden_outputs, tiny_config, tiny_model
 from transformers import AutoModel
 

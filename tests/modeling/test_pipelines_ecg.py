@@ -14,6 +14,7 @@ import tiny_melp
 import torch
 import transformers
 from pydicom.data import get_testdata_file
+from tiny import fill
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
@@ -38,14 +39,14 @@ EXTRACTOR = EcgFeatureExtractor(sampling_rate=100, num_samples=240, normalizatio
 def folders(tmp_path_factory) -> Path:
     """MELP with its report writer, EchoingECG, and a classifier that has a feature extractor alone."""
     root = tmp_path_factory.mktemp("models")
-    tiny_melp.fill(MelpForConditionalGeneration(tiny_melp.tiny_config())).save_pretrained(root / "melp")
+    fill(MelpForConditionalGeneration(tiny_melp.tiny_config())).save_pretrained(root / "melp")
     vocabulary = len(tiny_melp.tiny_tokenizer())
     text_config = tiny_echoing_ecg.tiny_config().text_config.to_dict() | {"vocab_size": vocabulary}
     tiny_echoing_ecg.tiny_model(text_config=text_config).save_pretrained(root / "echoing_ecg")
     for name in ("melp", "echoing_ecg"):
         EcgProcessor(EXTRACTOR, tiny_melp.tiny_tokenizer(), "{text}.").save_pretrained(root / name)
     config = tiny_melp.tiny_ecg_config(id2label={0: "AF", 1: "MI", 2: "NORM"})
-    tiny_melp.fill(MelpEcgForSequenceClassification(config)).save_pretrained(root / "classifier")
+    fill(MelpEcgForSequenceClassification(config)).save_pretrained(root / "classifier")
     EXTRACTOR.save_pretrained(root / "classifier")
     return root
 
@@ -135,9 +136,7 @@ def test_classification(folders, records, problem_type, activation):
 
 def test_classification_by_folder_and_of_one_value(folders, records, tmp_path):
     assert pipeline("ecg-classification", model=folders / "classifier")(records[0])[0]["label"] in {"AF", "MI", "NORM"}
-    model = tiny_echoing_ecg.fill(
-        EchoingEcgForSequenceClassification(tiny_echoing_ecg.tiny_config(num_labels=1, id2label={0: "LVEF"}))
-    )
+    model = fill(EchoingEcgForSequenceClassification(tiny_echoing_ecg.tiny_config(num_labels=1, id2label={0: "LVEF"})))
     model.save_pretrained(tmp_path)
     EcgProcessor(EXTRACTOR, tiny_melp.tiny_tokenizer()).save_pretrained(tmp_path)
     with torch.no_grad():

@@ -12,6 +12,7 @@ import tiny_melp
 import torch
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
+from tiny import ecg_batch
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
@@ -64,7 +65,7 @@ def build(repo: str, seed: int) -> tuple[torch.nn.Module, EcgProcessor]:
 
 
 def test_pushed_and_loaded_by_name(hub: LoopbackHub, tmp_path: Path) -> None:
-    signal = tiny_melp.ecg_batch(1, samples=2000)[0]
+    signal = ecg_batch(1, samples=2000)[0]
     save_file({"signal": signal}, tmp_path / "signal.safetensors")
     revisions, expected = {}, {}
     for repo in REPOS:

@@ -1,7 +1,5 @@
 """Tiny MELP models for tests: every part is there, no part is large."""
 
-import numpy as np
-import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -71,20 +69,3 @@ def tiny_config(**kwargs) -> MelpConfig:
         "num_frozen_text_layers": 1,
     }
     return MelpConfig(**(sizes | special_token_settings(tokenizer) | kwargs))
-
-
-def ecg_batch(batch: int = 3, leads: int = 12, samples: int = 240, seed: int = 0) -> torch.Tensor:
-    rng = np.random.RandomState(seed)
-    return torch.from_numpy(rng.randn(batch, leads, samples).cumsum(-1).astype(np.float32) / 10)
-
-
-def fill(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights that are the same wherever the test runs: a frozen NumPy stream for each name."""
-    with torch.no_grad():
-        for index, (name, tensor) in enumerate(sorted(model.state_dict().items())):
-            noise = np.random.RandomState(index).randn(*tensor.shape)
-            scale = noise / np.sqrt(max(1, np.prod(tensor.shape[1:]))) if tensor.ndim > 1 else 0.1 * noise
-            is_norm = tensor.ndim == 1 and name.endswith(("weight", "running_var"))
-            if tensor.is_floating_point():
-                tensor.copy_(torch.from_numpy(np.asarray(scale + is_norm)))
-    return model.eval()

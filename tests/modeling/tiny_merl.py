@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny_echoing_ecg import text_batch
-from tiny_melp import ecg_batch, fill
+from tiny import ecg_batch, fill, text_batch
 
 from ecgformers.modeling.configuration_merl import MerlConfig
 from ecgformers.modeling.modeling_merl import MerlModel

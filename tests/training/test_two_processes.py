@@ -12,9 +12,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from synthetic import write_dataset
 from test_resume import SETTINGS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "modeling"))
-from tiny_melp import ecg_batch, fill, tiny_config, tiny_tokenizer
+from tiny import ecg_batch, fill
+from tiny_melp import tiny_config, tiny_tokenizer
 
 from ecgformers.modeling.modeling_melp import MelpModel
 
@@ -25,10 +24,11 @@ REPORTS = [
     "infarction.",
 ] * 4
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "ACCELERATE_USE_CPU": "1",
-    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "modeling")]),
 }
 
 
