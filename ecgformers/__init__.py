@@ -33,6 +33,7 @@ _PUBLIC = {
     "MelpForSequenceClassification": "modeling_melp",
     "MelpModel": "modeling_melp",
     "MerlConfig": "configuration_merl",
+    "MerlForSequenceClassification": "modeling_merl",
     "MerlModel": "modeling_merl",
     "heart_rate": "rhythm_ecg",
     "plot_ecg": "plotting_ecg",

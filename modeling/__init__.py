@@ -23,7 +23,7 @@ from .modeling_echo_clip import EchoClipModel
 from .modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 from .modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgForSequenceClassification, MelpEcgModel
-from .modeling_merl import MerlModel
+from .modeling_merl import MerlForSequenceClassification, MerlModel
 from .pipelines_ecg import EcgClassificationPipeline, EcgToTextPipeline, ZeroShotEcgClassificationPipeline
 from .processing_ecg import EcgProcessor
 
@@ -52,6 +52,7 @@ _CLASSES: dict[type[PreTrainedConfig], dict[Any, type]] = {
         AutoFeatureExtractor: EcgFeatureExtractor,
         AutoProcessor: EcgProcessor,
         AutoModel: MerlModel,
+        AutoModelForSequenceClassification: MerlForSequenceClassification,
     },
 }
 

@@ -1,6 +1,7 @@
 """Multi-head attention through transformers' attention interface (eager, sdpa, flash), with a key-value cache."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ class MultiHeadAttention(nn.Module):
         key_dim: int | None = None,
         dropout: float = 0.0,
         is_causal: bool = False,
-        layer_idx: int | None = None,
+        layer_idx: int = 0,
     ):
         super().__init__()
         key_dim = key_dim or embed_dim
@@ -68,17 +69,15 @@ class MultiHeadAttention(nn.Module):
     def _keys_and_values(
         self, states: torch.Tensor, is_cross: bool, cache: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if is_cross and cache is not None and cache.is_updated.get(self.layer_idx):
-            layer = cache.cross_attention_cache.layers[self.layer_idx]
-            return layer.keys, layer.values
+        if isinstance(cache, EncoderDecoderCache):
+            if is_cross and cache.is_updated.get(self.layer_idx):
+                layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
+                return layer.keys, layer.values
+            if is_cross:
+                cache.is_updated[self.layer_idx] = True
+            cache = cache.cross_attention_cache if is_cross else cache.self_attention_cache
         key, value = self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
-        if cache is None:
-            return key, value
-        if is_cross:
-            cache.is_updated[self.layer_idx] = True
-            return cache.cross_attention_cache.update(key, value, self.layer_idx)
-        own_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-        return own_cache.update(key, value, self.layer_idx)
+        return (key, value) if cache is None else cache.update(key, value, self.layer_idx)
 
     def forward(
         self,
@@ -91,8 +90,9 @@ class MultiHeadAttention(nn.Module):
         """`hidden_states` (batch, queries, embed_dim), `key_value_states` (batch, keys, key_dim) ->
         output (batch, queries, embed_dim) and the weights where the kernel gives them."""
         is_cross = key_value_states is not None
+        context = hidden_states if key_value_states is None else key_value_states
         query = self._split_heads(self.q_proj(hidden_states))
-        key, value = self._keys_and_values(key_value_states if is_cross else hidden_states, is_cross, past_key_values)
+        key, value = self._keys_and_values(context, is_cross, past_key_values)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attention(
             self,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -91,7 +92,7 @@ def count(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
 
 
-def residual_network_sizes(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, int | list[int]]:
+def residual_network_sizes(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]:
     """Fields of a config: the sizes of the residual network whose renamed tensors begin with `prefix`.
 
     Strides are not in the tensors: as in every ResNet, all stages but the first halve the time resolution.
@@ -106,7 +107,7 @@ def residual_network_sizes(weights: Mapping[str, torch.Tensor], prefix: str) -> 
     }
 
 
-def bert_sizes(weights: Mapping[str, torch.Tensor], prefix: str, heads: int | None) -> dict[str, int]:
+def bert_sizes(weights: Mapping[str, torch.Tensor], prefix: str, heads: int | None) -> dict[str, Any]:
     """Fields of `BertConfig`: the sizes of the BERT whose tensors begin with `prefix`; 64 channels a head unless
     `heads` says otherwise."""
     hidden_size = size(weights, f"{prefix}embeddings.word_embeddings.weight", 1)

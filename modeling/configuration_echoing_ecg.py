@@ -1,5 +1,7 @@
 """Configuration of EchoingECG (Gao, Kim and McIntosh, MICCAI 2025, arXiv 2509.25791)."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -30,7 +32,7 @@ class EchoingEcgConfig(PreTrainedConfig):
     model_type = "echoing_ecg"
     sub_configs = {"text_config": BertConfig}
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
     num_leads: int = 12
     stem_size: int = 96
     hidden_sizes: list[int] | tuple[int, ...] = (192, 384, 768, 1536)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
@@ -130,8 +130,8 @@ class MelpConfig(PreTrainedConfig):
     model_type = "melp"
     sub_configs = {"ecg_config": MelpEcgConfig, "text_config": BertConfig}
 
-    ecg_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    ecg_config: Any = None
+    text_config: Any = None
     decoder_num_hidden_layers: int = 6
     decoder_num_attention_heads: int = 8
     decoder_intermediate_size: int = 3072

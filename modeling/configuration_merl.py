@@ -34,6 +34,7 @@ class MerlConfig(PreTrainedConfig):
         logit_scale_init_value, max_logit_scale: logarithm of the first scale of the cross-modal loss, and the largest
             scale.
         unimodal_dropout, unimodal_temperature: of the two views of an ECG, and of the loss that compares them.
+        freeze_encoder: train only the classifier of `MerlForSequenceClassification`.
         num_frozen_text_layers: layers of the text tower that training leaves alone (`MerlModel.freeze_text_layers`).
     """
 
@@ -63,6 +64,7 @@ class MerlConfig(PreTrainedConfig):
     unimodal_dropout: float | int = 0.1
     unimodal_temperature: float = 0.07
     num_frozen_text_layers: int = 0
+    freeze_encoder: bool = False
 
     def __post_init__(self, **kwargs):
         if self.text_config is None:
@@ -82,7 +84,11 @@ class MerlConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of its attention heads ({heads})")
 
     def save_pretrained(self, save_directory, **kwargs):
-        self.auto_map = {"AutoConfig": "configuration_merl.MerlConfig", "AutoModel": "modeling_merl.MerlModel"}
+        self.auto_map = {
+            "AutoConfig": "configuration_merl.MerlConfig",
+            "AutoModel": "modeling_merl.MerlModel",
+            "AutoModelForSequenceClassification": "modeling_merl.MerlForSequenceClassification",
+        }
         super().save_pretrained(save_directory, **kwargs)
 
 

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .classification_ecg import EcgClassifierMixin
 from .configuration_echoing_ecg import EchoingEcgConfig
 from .losses_ecg import ProbabilisticMatchingLoss, gather_with_gradient, matched_by_id, pairwise_distance
 from .pooling_ecg import GeneralizedPooling
@@ -373,13 +374,11 @@ def _matched_by_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | Non
     return matched_by_id(text_ids, gather=False)
 
 
-class EchoingEcgForSequenceClassification(EchoingEcgPreTrainedModel):
-    """The ECG tower and a linear head on its mean embedding: classes, labels that may be true together, or numbers.
-
-    With `config.freeze_encoder` only the head is trained (few-shot evaluation), and batch statistics stay as they are.
-    """
+class EchoingEcgForSequenceClassification(EcgClassifierMixin, EchoingEcgPreTrainedModel):
+    """The ECG tower and a linear head on its mean embedding, for `Trainer`; see `EcgClassifierMixin`."""
 
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^matching_loss\."]
+    _unused_parameters = ("head.logvar_projection.", "head.logvar_pooling.")
 
     def __init__(self, config: EchoingEcgConfig):
         super().__init__(config)
@@ -387,16 +386,6 @@ class EchoingEcgForSequenceClassification(EchoingEcgPreTrainedModel):
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()
-
-    def train(self, mode: bool = True):
-        """Also called at the end of `from_pretrained`, which makes every parameter trainable."""
-        super().train(mode)
-        # The log-variance has no part in the logits; DDP waits for the gradient of every parameter that requires one.
-        self.ecg_model.head.logvar_projection.requires_grad_(False)
-        self.ecg_model.head.logvar_pooling.requires_grad_(False)
-        if self.config.freeze_encoder:
-            self.ecg_model.requires_grad_(False).eval()
-        return self
 
     @can_return_tuple
     def forward(
@@ -410,21 +399,12 @@ class EchoingEcgForSequenceClassification(EchoingEcgPreTrainedModel):
         """
         Args:
             input_values, lead_mask, sample_mask: see `EchoingEcgEncoder.forward`.
-            labels: (batch,) class indices; (batch, num_labels) 0 or 1 each; or numbers, (batch,) or
-                (batch, num_labels).  What is not known, -100 among integers and NaN among floats, is not scored.
+            labels: see `classification_loss`.
         """
         outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
         logits = self.classifier(outputs.pooler_output)  # (batch, num_labels)
-        loss = None if labels is None else self._loss(logits, labels)
+        loss = None if labels is None else self.classification_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        known = ~labels.isnan() if labels.is_floating_point() else labels != -100
-        if not known.any():
-            return 0 * logits.sum()
-        if labels.ndim == 1 and logits.shape[-1] > 1:  # class indices
-            return self.loss_function(labels[known], logits[known].float(), self.config)
-        return self.loss_function(labels[known].float(), logits.view_as(labels)[known].float(), self.config)
 
 
 EchoingEcgModel.register_for_auto_class("AutoModel")

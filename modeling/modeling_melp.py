@@ -8,6 +8,7 @@ For research use; not a medical device.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,12 +39,12 @@ class MelpTextOutput(ModelOutput):
         sentence_mask: (batch, sentences), True for a sentence.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    sentence_embeds: torch.FloatTensor | None = None
-    sentence_mask: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    sentence_embeds: torch.Tensor | None = None
+    sentence_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -59,27 +60,30 @@ class MelpOutput(ModelOutput):
         caption_logits: (batch, length - 1, vocabulary), with `return_loss`: the next token's scores.
     """
 
-    loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
-    caption_loss: torch.FloatTensor | None = None
-    beat_loss: torch.FloatTensor | None = None
-    logits_per_ecg: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    ecg_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    beat_embeds: torch.FloatTensor | None = None
-    sentence_embeds: torch.FloatTensor | None = None
-    sentence_mask: torch.BoolTensor | None = None
-    caption_logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    caption_loss: torch.Tensor | None = None
+    beat_loss: torch.Tensor | None = None
+    logits_per_ecg: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    ecg_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    beat_embeds: torch.Tensor | None = None
+    sentence_embeds: torch.Tensor | None = None
+    sentence_mask: torch.Tensor | None = None
+    caption_logits: torch.Tensor | None = None
     ecg_model_output: MelpEcgOutput | None = None
     text_model_output: MelpTextOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class MelpPreTrainedModel(PreTrainedModel):
     config: MelpConfig
     base_model_prefix = "melp"
     main_input_name = "input_values"
-    input_modalities = ("time", "text")
+    input_modalities = ["time", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["MelpEcgLayer", "ResidualBlock", "MelpDecoderLayer", "BertLayer"]
     _supports_sdpa = True
@@ -99,7 +103,7 @@ class MelpDecoderBlock(nn.Module):
         super().__init__()
         width, eps = config.text_config.hidden_size, config.decoder_layer_norm_eps
         self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.context_norm = nn.LayerNorm(width, eps=eps) if is_cross else None
+        self.context_norm = nn.LayerNorm(width, eps=eps) if is_cross else nn.Identity()
         self.attention = MultiHeadAttention(
             config, width, config.decoder_num_attention_heads, is_causal=not is_cross, layer_idx=layer_idx
         )
@@ -142,7 +146,7 @@ class MelpTextDecoder(nn.Module):
         width = config.text_config.hidden_size
         self.layers = nn.ModuleList([MelpDecoderLayer(config, i) for i in range(config.decoder_num_hidden_layers)])
         self.final_norm = nn.LayerNorm(width, eps=config.decoder_layer_norm_eps)
-        self.vocabulary_projection = nn.Linear(width, config.text_config.vocab_size, bias=False)
+        self.vocabulary_projection: nn.Module = nn.Linear(width, config.text_config.vocab_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, caption_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
         for layer in self.layers:
@@ -187,6 +191,8 @@ class MelpModel(MelpPreTrainedModel):
     ```
     """
 
+    accepts_loss_kwargs = False  # the loss is a mean already
+
     def __init__(self, config: MelpConfig):
         super().__init__(config)
         width = config.text_config.hidden_size
@@ -210,6 +216,7 @@ class MelpModel(MelpPreTrainedModel):
         """Leave the first `config.num_frozen_text_layers` layers of the text encoder out of training (section 4.1)."""
         self.text_model.encoder.layer[: self.config.num_frozen_text_layers].requires_grad_(False)
 
+    @can_return_tuple
     def get_ecg_features(
         self,
         input_values: torch.Tensor,
@@ -218,7 +225,7 @@ class MelpModel(MelpPreTrainedModel):
         **kwargs,
     ) -> MelpEcgOutput:
         """The ECG tower alone; its `ecg_embeds` (batch, projection_dim) are what texts are compared with."""
-        return self.ecg_model(input_values, lead_mask, sample_mask, **kwargs)
+        return self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
 
     @can_return_tuple
     def get_text_features(
@@ -240,7 +247,7 @@ class MelpModel(MelpPreTrainedModel):
             attention_mask=F.pad(attention_mask, (0, 1), value=1),
             position_ids=F.pad(positions, (0, 1), value=self.config.cls_position),
             use_cache=False,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         states = outputs.last_hidden_state[:, :-1]  # (batch, length, width)
         means, sentence_mask = mean_by_sentence(
@@ -302,13 +309,14 @@ class MelpModel(MelpPreTrainedModel):
             causal_mask = create_causal_mask(self.config, states, attention_mask=None, past_key_values=None)
             output.caption_logits = self.text_decoder(states, ecg.caption_tokens, attention_mask=causal_mask)
             labels = input_ids[:, 1:].masked_fill(input_ids[:, 1:] == self.config.pad_token_id, -100)
-            output.contrastive_loss = contrastive_loss(ecg.ecg_embeds, text.text_embeds, scale)
-            output.caption_loss = caption_loss(output.caption_logits, labels)
-            output.beat_loss = beat_alignment_loss(ecg.beat_embeds, text.sentence_embeds, text.sentence_mask)
+            rhythm_loss = contrastive_loss(ecg.ecg_embeds, text.text_embeds, scale)
+            token_loss = caption_loss(output.caption_logits, labels)
+            beat_loss = beat_alignment_loss(ecg.beat_embeds, text.sentence_embeds, text.sentence_mask)
+            output.contrastive_loss, output.caption_loss, output.beat_loss = rhythm_loss, token_loss, beat_loss
             output.loss = (
-                self.config.contrastive_loss_weight * output.contrastive_loss
-                + self.config.caption_loss_weight * output.caption_loss
-                + self.config.beat_loss_weight * output.beat_loss
+                self.config.contrastive_loss_weight * rhythm_loss
+                + self.config.caption_loss_weight * token_loss
+                + self.config.beat_loss_weight * beat_loss
             )
         return output
 
@@ -365,7 +373,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         labels: torch.Tensor | None = None,
         **kwargs,
@@ -417,7 +425,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
 class MelpForSequenceClassification(MelpEcgForSequenceClassification):
     """`MelpEcgForSequenceClassification` with the whole model's config: loads from the folder of a `MelpModel`."""
 
-    config: MelpConfig
+    config: MelpConfig  # type: ignore[assignment]
 
 
 MelpModel.register_for_auto_class("AutoModel")

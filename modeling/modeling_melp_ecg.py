@@ -23,6 +23,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_ecg import MultiHeadAttention
+from .classification_ecg import EcgClassifierMixin
 from .configuration_melp import MelpEcgConfig
 from .losses_ecg import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
 from .masking_ecg import length_mask, masked_input
@@ -45,13 +46,13 @@ class MelpEcgOutput(ModelOutput):
         ecg_embeds: (batch, projection_dim), unit norm: the mean of the beat embeddings.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    caption_tokens: torch.FloatTensor | None = None
-    beat_embeds: torch.FloatTensor | None = None
-    ecg_embeds: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    caption_tokens: torch.Tensor | None = None
+    beat_embeds: torch.Tensor | None = None
+    ecg_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -65,6 +66,11 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
+def conv_output_length(length: Length, kernel: int, stride: int) -> Length:
+    """Time steps that a convolution without padding makes of so many."""
+    return (length - kernel) // stride + 1
+
+
 class MelpConvBlock(nn.Module):
     """Strided convolution and GELU; the first block normalises each channel over time, as in wav2vec 2.0."""
 
@@ -76,9 +82,6 @@ class MelpConvBlock(nn.Module):
         )
         self.norm = None if index else nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
 
-    def output_length(self, length: Length) -> Length:
-        return (length - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
-
     def forward(self, states: torch.Tensor, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, channels, time) and the valid length of each row -> the same after the convolution.
 
@@ -87,7 +90,7 @@ class MelpConvBlock(nn.Module):
         states = self.conv(states)
         if lengths is None:
             return F.gelu(self.norm(states) if self.norm is not None else states), None
-        lengths = self.output_length(lengths)
+        lengths = conv_output_length(lengths, self.conv.kernel_size[0], self.conv.stride[0])
         mask = length_mask(lengths, states.shape[-1])[:, None]  # (batch, 1, time)
         if self.norm is not None:
             count = lengths.clamp(min=1)[:, None, None]
@@ -149,7 +152,7 @@ class MelpEcgPreTrainedModel(PreTrainedModel):
     config: MelpEcgConfig
     base_model_prefix = "ecg_model"
     main_input_name = "input_values"
-    input_modalities = ("time",)
+    input_modalities = ["time"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["MelpEcgLayer", "ResidualBlock"]
     _supports_sdpa = True
@@ -207,8 +210,8 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
 
     def output_length(self, samples: Length) -> Length:
         """Number of time steps that so many samples give."""
-        for block in self.conv_blocks:
-            samples = block.output_length(samples)
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            samples = conv_output_length(samples, kernel, stride)
         return samples
 
     def time_mask(self, sample_mask: torch.Tensor) -> torch.Tensor:
@@ -333,7 +336,7 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
             lead_mask: (batch, leads), 0 for a lead to leave out (it becomes zero).
             sample_mask: (batch, samples), 0 for padding on the right.
         """
-        encoded = self.encoder(input_values, lead_mask, sample_mask, **kwargs)
+        encoded = self.encoder(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
         states = encoded.last_hidden_state  # (batch, time, hidden)
         mask = None if sample_mask is None else self.encoder.time_mask(sample_mask)
         caption_tokens = self.caption_norm(self.caption_pooler(states, mask))  # (batch, caption queries, caption_dim)
@@ -361,11 +364,11 @@ class MelpEcgForPreTrainingOutput(ModelOutput):
         recording_embeds: (batch, 2, projection_dim), of both halves, not normalised.
     """
 
-    loss: torch.FloatTensor | None = None
-    masked_loss: torch.FloatTensor | None = None
-    cmsc_loss: torch.FloatTensor | None = None
-    code_perplexity: torch.FloatTensor | None = None
-    recording_embeds: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    masked_loss: torch.Tensor | None = None
+    cmsc_loss: torch.Tensor | None = None
+    code_perplexity: torch.Tensor | None = None
+    recording_embeds: torch.Tensor | None = None
 
 
 class CodeProjection(nn.Linear):
@@ -405,6 +408,8 @@ def perplexity(choices: torch.Tensor) -> torch.Tensor:
 class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
     """The stage without labels (section 3.1): the encoder predicts the codes of masked steps (wav2vec 2.0), and the
     two halves of a recording, like all recordings of a patient, attract each other (CMSC)."""
+
+    accepts_loss_kwargs = False  # the loss is a mean already
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
@@ -471,37 +476,20 @@ class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
         )
 
 
-class MelpEcgForSequenceClassification(MelpEcgPreTrainedModel):
-    """A linear head on the ECG tower's probe feature, for `Trainer`.
+class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedModel):
+    """The ECG tower and a linear head on its probe feature, for `Trainer`; see `EcgClassifierMixin`."""
 
-    `config.problem_type` is "single_label_classification", "multi_label_classification" or "regression";
-    `config.freeze_encoder` trains the head alone (a linear probe).
-    """
-
-    accepts_loss_kwargs = False
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^sentence_projection", r"^logit_scale"]
+    _unused_parameters = ("caption_pooler.", "caption_norm.", "beat_projection.", "encoder.mask_embedding")
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
         ecg_config = getattr(config, "ecg_config", config)
-        self.num_labels = config.num_labels
         self.ecg_model = MelpEcgModel(ecg_config)
         self.dropout = nn.Dropout(ecg_config.hidden_dropout)
-        self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)
+        self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()
-
-    def train(self, mode: bool = True):
-        """Also called at the end of `from_pretrained`, which makes every parameter trainable."""
-        super().train(mode)
-        # These have no part in the logits; DDP waits for the gradient of every parameter that requires one.
-        for unused in (self.ecg_model.caption_pooler, self.ecg_model.caption_norm, self.ecg_model.beat_projection):
-            unused.requires_grad_(False)
-        if isinstance(self.ecg_model.encoder, MelpEcgEncoder):
-            self.ecg_model.encoder.mask_embedding.requires_grad_(False)
-        if self.config.freeze_encoder:
-            self.ecg_model.requires_grad_(False).eval()
-        return self
 
     @can_return_tuple
     def forward(
@@ -515,13 +503,11 @@ class MelpEcgForSequenceClassification(MelpEcgPreTrainedModel):
         """
         Args:
             input_values, lead_mask, sample_mask: see `MelpEcgModel.forward`.
-            labels: class ids (batch,), 0/1 floats (batch, num_labels), or values (batch,) or (batch, num_labels).
+            labels: see `classification_loss`.
         """
-        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        logits = self.classifier(self.dropout(outputs.pooler_output))  # (batch, num_labels)
+        loss = None if labels is None else self.classification_loss(logits, labels)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

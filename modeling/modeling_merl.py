@@ -17,12 +17,14 @@ from transformers import BertModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_ecg import MultiHeadAttention
+from .classification_ecg import EcgClassifierMixin
 from .configuration_merl import MerlConfig
 from .losses_ecg import contrastive_loss
 from .masking_ecg import length_mask, masked_input, mean_over_time
@@ -125,6 +127,8 @@ class MerlPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ResidualBlock", "MerlLayer", "BertLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    # The losses are means already: Trainer must not divide them by the number of items once more.
+    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -359,14 +363,49 @@ class MerlModel(MerlPreTrainedModel):
                     f"return_loss pairs ECG i with report i, but there are {len(input_values)} ECGs and "
                     f"{len(input_ids)} reports"
                 )
-            views = [self.view_dropout(projection(ecg.mean_state)) for projection in self.view_projections]
+            views = (self.view_dropout(projection(ecg.mean_state)) for projection in self.view_projections)
+            first_view, second_view = views  # (batch, projection_dim); not normalised, as in the authors' code
             output.contrastive_loss = contrastive_loss(ecg.ecg_embeds, text.text_embeds, scale)
-            # Not normalised, as in the authors' code.
-            output.unimodal_loss = contrastive_loss(*views, 1 / self.config.unimodal_temperature)
+            output.unimodal_loss = contrastive_loss(first_view, second_view, 1 / self.config.unimodal_temperature)
             output.loss = output.contrastive_loss + output.unimodal_loss
         return output
 
 
-MerlModel.register_for_auto_class("AutoModel")
+class MerlForSequenceClassification(EcgClassifierMixin, MerlPreTrainedModel):
+    """The ECG tower and a linear head on its probe feature, for `Trainer`; see `EcgClassifierMixin`."""
 
-__all__ = ["MerlModel", "MerlPreTrainedModel", "MerlResNet", "MerlViT"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^view_projections\.", r"^logit_scale"]
+
+    def __init__(self, config: MerlConfig):
+        super().__init__(config)
+        self.ecg_model = MerlViT(config) if config.encoder_type == "vit" else MerlResNet(config)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
+        self.post_init()
+        self.train()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_values, lead_mask, sample_mask: see `MerlResNet.forward`.
+            labels: see `classification_loss`.
+        """
+        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        logits = self.classifier(outputs.pooler_output)  # (batch, num_labels)
+        loss = None if labels is None else self.classification_loss(logits, labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+MerlModel.register_for_auto_class("AutoModel")
+MerlForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = ["MerlForSequenceClassification", "MerlModel", "MerlPreTrainedModel", "MerlResNet", "MerlViT"]

@@ -35,8 +35,8 @@ class AttentionalPooler(nn.Module):
         """(batch, time, context_dim) and its mask (batch, time), 1 = valid -> (batch, num_queries, embed_dim)."""
         query = self.query_norm(self.query).expand(len(hidden_states), -1, -1)
         context = self.context_norm(hidden_states)
-        mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
-        return self.attention(query, context, attention_mask=mask)[0]
+        attention_mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
+        return self.attention(query, context, attention_mask=attention_mask)[0]
 
 
 class AttentionPool(nn.Module):
@@ -81,10 +81,9 @@ class AttentionPool(nn.Module):
         first = (self.class_token + positions[:, :1]).expand(batch, -1, -1)
         context = torch.cat([first, hidden_states], dim=1) + positions  # (batch, 1 + time, embed_dim)
         query = context[:, :1]
-        if mask is not None:
-            mask = nn.functional.pad(mask, (1, 0), value=1)
-            mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
-        pooled, weights = self.attention(query, context, attention_mask=mask)
+        mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=1)
+        attention_mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
+        pooled, weights = self.attention(query, context, attention_mask=attention_mask)
         return self.projection(pooled[:, 0]), weights
 
 

@@ -1,14 +1,21 @@
 """MELP's token sequence, `[BOS] report [SEP]`, for any BERT-like tokenizer."""
 
+from typing import Any
+
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
-def as_report_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int = 127) -> PreTrainedTokenizerFast:
+def as_report_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int = 127) -> PreTrainedTokenizerFast:
     """A tokenizer that writes `[BOS] report [SEP]`, padded on the right, from a BERT-like one (adds `[BOS]`).
 
     The `[CLS]` that closes MELP's sequence is the model's affair: its place must not depend on padding.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one, so its template cannot be changed.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer: give a folder with a tokenizer.json")
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": "[BOS]"})
     bos, sep = tokenizer.bos_token, tokenizer.sep_token
@@ -28,7 +35,7 @@ def as_report_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int = 12
     )
 
 
-def special_token_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def special_token_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The fields of `MelpConfig` that name tokens.
 
     Raises:

@@ -1,0 +1,48 @@
+"""What the `...ForSequenceClassification` classes share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EcgClassifierMixin(nn.Module):
+    """Classes, labels that may be true together, or numbers, from the `ecg_model` of a class that mixes this in first.
+
+    `config.problem_type` is "single_label_classification", "multi_label_classification" or "regression"; with
+    `config.freeze_encoder` only the head is trained (a linear probe), and batch statistics stay as they are.
+    """
+
+    config: Any
+    ecg_model: nn.Module
+    loss_function: Callable[..., torch.Tensor]
+    # The losses are means already: Trainer must not divide them by the number of items once more.
+    accepts_loss_kwargs = False
+    # Parameters of `ecg_model` on which logits do not depend: how their names begin.
+    _unused_parameters: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True):
+        """Also called at the end of `from_pretrained`, which makes every parameter trainable."""
+        super().train(mode)
+        # DDP waits for the gradient of every parameter that requires one.
+        for name, parameter in self.ecg_model.named_parameters():
+            if name.startswith(self._unused_parameters):
+                parameter.requires_grad_(False)
+        if self.config.freeze_encoder:
+            self.ecg_model.requires_grad_(False).eval()
+        return self
+
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            logits: (batch, num_labels).
+            labels: (batch,) class indices; (batch, num_labels) 0 or 1 each; or numbers, (batch,) or
+                (batch, num_labels).  What is not known, -100 among integers and NaN among floats, is not scored.
+        """
+        known = ~labels.isnan() if labels.is_floating_point() else labels != -100
+        if not known.any():
+            return 0 * logits.sum()
+        if labels.ndim == 1 and logits.shape[-1] > 1:  # class indices
+            return self.loss_function(labels[known], logits[known].float(), self.config)
+        return self.loss_function(labels[known].float(), logits.view_as(labels)[known].float(), self.config)

@@ -1,0 +1,101 @@
+"""The sequence classifiers of all models: what they train, what they leave alone, which labels they score."""
+
+import numpy as np
+import pytest
+import tiny_echoing_ecg
+import tiny_melp
+import tiny_merl
+import torch
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+
+from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
+from ecgformers.modeling.modeling_melp import MelpForSequenceClassification, MelpModel
+from ecgformers.modeling.modeling_merl import MerlForSequenceClassification, MerlModel
+
+CASES = {
+    "echoing_ecg": (EchoingEcgModel, EchoingEcgForSequenceClassification, tiny_echoing_ecg.tiny_config, {}),
+    "melp": (MelpModel, MelpForSequenceClassification, tiny_melp.tiny_config, {}),
+    "melp_resnet": (
+        MelpModel,
+        MelpForSequenceClassification,
+        tiny_melp.tiny_config,
+        {"ecg_config": tiny_melp.tiny_resnet_config()},
+    ),
+    "merl_resnet": (MerlModel, MerlForSequenceClassification, tiny_merl.tiny_config, {"encoder_type": "resnet"}),
+    "merl_vit": (MerlModel, MerlForSequenceClassification, tiny_merl.tiny_config, {"encoder_type": "vit"}),
+}
+LABELS = {
+    "single_label_classification": torch.tensor([0, 2, 1, -100]),
+    "multi_label_classification": torch.tensor(
+        [[1.0, 0.0, 1.0], [0.0, torch.nan, 1.0], [torch.nan] * 3, [0.0, 0.0, 1.0]]
+    ),
+    "regression": torch.tensor([[0.5, 1.0, -1.0], [0.1, torch.nan, 2.0], [0.0, 0.0, 0.3], [torch.nan] * 3]),
+}
+ECG = torch.from_numpy(np.random.RandomState(0).randn(4, 12, 200)).float()
+
+each_model = pytest.mark.parametrize("case", CASES)
+
+
+def build(case: str, **kwargs) -> torch.nn.Module:
+    _, classifier, tiny_config, sizes = CASES[case]
+    torch.manual_seed(0)
+    return classifier(tiny_config(**sizes, num_labels=3, **kwargs)).eval()
+
+
+@each_model
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_every_trainable_parameter_gets_a_gradient(case, freeze_encoder):
+    model = build(case, freeze_encoder=freeze_encoder).train()
+    assert model.ecg_model.training is not freeze_encoder
+    model(ECG, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert not freeze_encoder or parameter.requires_grad == name.startswith("classifier."), name
+
+
+@each_model
+@pytest.mark.parametrize("problem_type", LABELS)
+def test_unknown_labels_are_not_scored(case, problem_type):
+    model, labels = build(case, problem_type=problem_type), LABELS[problem_type]
+    outputs = model(ECG, labels=labels)
+    known = labels != -100 if labels.ndim == 1 else ~labels.isnan()
+    function = {
+        "single_label_classification": torch.nn.functional.cross_entropy,
+        "multi_label_classification": torch.nn.functional.binary_cross_entropy_with_logits,
+        "regression": torch.nn.functional.mse_loss,
+    }[problem_type]
+    torch.testing.assert_close(outputs.loss, function(outputs.logits[known], labels[known]))
+    nothing = torch.full_like(labels, -100 if labels.ndim == 1 else torch.nan)
+    assert model(ECG, labels=nothing).loss == 0
+
+
+@each_model
+def test_integers_will_do_as_labels_that_may_be_true_together(case):
+    model = build(case, problem_type="multi_label_classification")
+    integers = torch.tensor([[1, 0, -100], [0, 0, 1]])
+    floats = torch.tensor([[1.0, 0.0, torch.nan], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(model(ECG[:2], labels=integers).loss, model(ECG[:2], labels=floats).loss)
+
+
+@each_model
+def test_a_pretrained_model_becomes_a_classifier_that_trains(case, tmp_path):
+    model_class, classifier, tiny_config, sizes = CASES[case]
+    pretrained = model_class(tiny_config(**sizes))
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "pretrained", num_labels=3, problem_type="multi_label_classification", freeze_encoder=True
+    )
+    assert type(model) is classifier
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, tensor in pretrained.ecg_model.state_dict().items():
+        assert torch.equal(before[f"ecg_model.{name}"], tensor), name
+    labels = LABELS["multi_label_classification"]
+    records = [{"input_values": ecg, "labels": label} for ecg, label in zip(ECG, labels, strict=True)]
+    arguments = TrainingArguments(
+        tmp_path, max_steps=2, learning_rate=0.01, per_device_train_batch_size=2, report_to=[], use_cpu=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=records, eval_dataset=records)
+    assert trainer.model_accepts_loss_kwargs is False
+    assert np.isfinite(trainer.train().training_loss)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
