@@ -78,12 +78,25 @@ def test_integers_will_do_as_labels_that_may_be_true_together(case):
 
 
 @each_model
-def test_a_pretrained_model_becomes_a_classifier_that_trains(case, tmp_path):
+def test_regression_of_one_number(case):
+    _, classifier, tiny_config, sizes = CASES[case]
+    model = classifier(tiny_config(**sizes, num_labels=1)).eval()
+    labels = torch.tensor([0.5, torch.nan, 2.0, 1.0])
+    outputs = model(ECG, labels=labels)
+    torch.testing.assert_close(outputs.loss, (outputs.logits[[0, 2, 3], 0] - labels[[0, 2, 3]]).square().mean())
+
+
+@each_model
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_a_pretrained_model_becomes_a_classifier_that_trains(case, freeze_encoder, tmp_path):
     model_class, classifier, tiny_config, sizes = CASES[case]
     pretrained = model_class(tiny_config(**sizes))
     pretrained.save_pretrained(tmp_path / "pretrained")
     model = AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "pretrained", num_labels=3, problem_type="multi_label_classification", freeze_encoder=True
+        tmp_path / "pretrained",
+        num_labels=3,
+        problem_type="multi_label_classification",
+        freeze_encoder=freeze_encoder,
     )
     assert type(model) is classifier
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -98,4 +111,5 @@ def test_a_pretrained_model_becomes_a_classifier_that_trains(case, tmp_path):
     assert trainer.model_accepts_loss_kwargs is False
     assert np.isfinite(trainer.train().training_loss)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {"classifier.weight", "classifier.bias"}
+    assert {"classifier.weight", "classifier.bias"} <= changed
+    assert any(name.startswith("ecg_model.") for name in changed) is not freeze_encoder

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from tiny import ecg_batch, fill, text_batch
 from tiny_echoing_ecg import GOLDEN, golden_outputs, tiny_config, tiny_model
 from torch.nn.functional import pad
-from transformers import Trainer, TrainingArguments
 
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
 from ecgformers.modeling.modeling_echoing_ecg import (
@@ -205,76 +204,6 @@ def test_a_new_model_starts_with_moderate_uncertainty():
     assert (outputs.ecg_model_output.uncertainty.log().abs() < 1).all()
     assert (outputs.text_model_output.uncertainty.log().abs() < 1).all()
     assert model.matching_loss.shift.item() == model.matching_loss.negative_scale.item() == 5
-
-
-PROBLEMS = {
-    "single_label_classification": [0, 2, 1, -100],
-    "multi_label_classification": [[1.0, 0.0, 1.0], [0.0, torch.nan, 1.0], [torch.nan] * 3, [0.0, 0.0, 1.0]],
-    "regression": [[0.5, 1.0, -1.0], [0.1, torch.nan, 2.0], [0.0, 0.0, 0.3], [torch.nan] * 3],
-}
-
-
-@pytest.mark.parametrize("freeze_encoder", [False, True])
-@pytest.mark.parametrize("problem_type", PROBLEMS)
-def test_classifier_trains(problem_type, freeze_encoder, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "pretrained")
-    model = EchoingEcgForSequenceClassification.from_pretrained(
-        tmp_path / "pretrained", num_labels=3, problem_type=problem_type, freeze_encoder=freeze_encoder
-    )
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert torch.equal(before["ecg_model.stem_conv.weight"], tiny_model().ecg_model.stem_conv.weight)
-    records = [
-        {"input_values": ecg.numpy(), "lead_mask": [1] * 12, "labels": label}
-        for ecg, label in zip(ecg_batch(4, 64), PROBLEMS[problem_type], strict=True)
-    ]
-    arguments = TrainingArguments(
-        output_dir=tmp_path, max_steps=3, learning_rate=0.01, per_device_train_batch_size=2, report_to=[], use_cpu=True
-    )
-    trainer = Trainer(model, arguments, train_dataset=records, eval_dataset=records)
-    assert trainer.model_accepts_loss_kwargs is False
-    assert np.isfinite(trainer.train().training_loss)
-    assert trainer.predict(records).predictions.shape == (4, 3)
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {"classifier.weight", "classifier.bias"} <= changed
-    assert any(name.startswith("ecg_model.") for name in changed) is not freeze_encoder
-
-
-@pytest.mark.parametrize("freeze_encoder", [False, True])
-def test_every_trainable_parameter_of_the_classifier_gets_a_gradient(freeze_encoder):
-    model = EchoingEcgForSequenceClassification(tiny_config(num_labels=3, freeze_encoder=freeze_encoder)).train()
-    assert model.ecg_model.training is not freeze_encoder
-    model(ecg_batch(), labels=torch.tensor([0, 1, 2])).loss.backward()
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-
-
-def test_unknown_labels_are_not_scored():
-    def loss(labels, problem_type, rows=slice(None)):
-        model = fill(EchoingEcgForSequenceClassification(tiny_config(num_labels=3, problem_type=problem_type)))
-        return model(ecg_batch(4)[rows], labels=labels).loss
-
-    classes = torch.tensor(PROBLEMS["single_label_classification"])
-    torch.testing.assert_close(loss(classes, None), loss(classes[:3], None, slice(3)))
-    for problem_type, expected in (
-        ("multi_label_classification", torch.nn.functional.binary_cross_entropy_with_logits),
-        ("regression", torch.nn.functional.mse_loss),
-    ):
-        labels = torch.tensor(PROBLEMS[problem_type])
-        logits = fill(EchoingEcgForSequenceClassification(tiny_config(num_labels=3)))(ecg_batch(4)).logits
-        known = ~labels.isnan()
-        torch.testing.assert_close(loss(labels, problem_type), expected(logits[known], labels[known]))
-    whole_numbers = torch.tensor([[1, 0, -100], [0, 0, 1]])
-    as_floats = torch.tensor([[1.0, 0.0, torch.nan], [0.0, 0.0, 1.0]])
-    problem_type = "multi_label_classification"
-    torch.testing.assert_close(loss(whole_numbers, problem_type, slice(2)), loss(as_floats, problem_type, slice(2)))
-    assert loss(torch.full((4,), -100), None) == 0
-
-
-def test_regression_of_one_number():
-    model = fill(EchoingEcgForSequenceClassification(tiny_config(num_labels=1)))
-    labels = torch.tensor([0.5, torch.nan, 2.0])
-    outputs = model(ecg_batch(), labels=labels)
-    torch.testing.assert_close(outputs.loss, (outputs.logits[[0, 2], 0] - labels[[0, 2]]).square().mean())
 
 
 # --------------------------------------------------------------------------------------------- configs and folders

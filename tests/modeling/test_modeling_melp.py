@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 from tiny import ecg_batch, fill
 from tiny_melp import tiny_config, tiny_ecg_config, tiny_resnet_config, tiny_tokenizer
@@ -12,8 +11,6 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
-    Trainer,
-    TrainingArguments,
 )
 
 from ecgformers.modeling.modeling_melp import (
@@ -167,13 +164,6 @@ def test_weights_start_as_documented():
     torch.testing.assert_close(positions.weight, positions.parametrizations.weight.original1)
 
 
-def test_a_frozen_encoder_stays_frozen_after_loading(tmp_path):
-    MelpForSequenceClassification(tiny_config(freeze_encoder=True)).save_pretrained(tmp_path)
-    model = MelpForSequenceClassification.from_pretrained(tmp_path).train()
-    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"classifier"} and not model.ecg_model.training
-
-
 def test_similarities_need_no_pairs(model, texts):
     with torch.no_grad():
         output = model(ecg_batch(2), texts.input_ids, attention_mask=texts.attention_mask)
@@ -300,31 +290,6 @@ def test_pretraining_learns_to_tell_masked_steps_and_patients():
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
     assert output.recording_embeds.shape == (8, 2, 16)
     assert 2 <= output.code_perplexity <= 12
-
-
-@pytest.mark.parametrize(
-    ("problem_type", "labels"),
-    [
-        ("single_label_classification", [0, 1, 2, 0]),
-        ("multi_label_classification", [[1.0, 0, 0], [0, 1.0, 1.0], [0, 0, 1.0], [1.0, 1.0, 0]]),
-        ("regression", [[0.1, 0.2, 0.3], [0.5, 0.1, 0.9], [0.3, 0.3, 0.3], [1.0, 0.0, 0.5]]),
-    ],
-)
-@pytest.mark.parametrize("frozen", [False, True])
-def test_classifier_trains_with_trainer(tmp_path, problem_type, labels, frozen):
-    config = tiny_config(problem_type=problem_type, num_labels=3, freeze_encoder=frozen)
-    model = MelpForSequenceClassification(config)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    data = Dataset.from_dict({"input_values": ecg_batch(4).tolist(), "labels": labels}).with_format("torch")
-    arguments = TrainingArguments(
-        tmp_path, max_steps=2, per_device_train_batch_size=2, report_to=[], save_strategy="no", use_cpu=True,
-        learning_rate=1e-2, disable_tqdm=True,
-    )  # fmt: skip
-    result = Trainer(model, arguments, train_dataset=data).train()
-    assert 0 < result.training_loss < 10
-    changed = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(before[name], p)}
-    assert changed == ({"classifier"} if frozen else {"classifier", "ecg_model"})
-    assert model.ecg_model.training is not frozen
 
 
 def test_every_class_loads_from_the_whole_model(model, tmp_path):
