@@ -38,15 +38,19 @@ from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.modeling.record_ecg import EcgRecord
-from ecgformers.training.evaluation import RecordData, TaskData
+from ecgformers.training.evaluation import RecordData
 
-Records = TypeVar("Records", bound=RecordData)
+RANDOM = "random encoder"
 
 
 class EcgEncoder(Protocol):
     """Anything that turns ECGs into features (batch, features)."""
 
     def encode(self, ecgs: Sequence[EcgRecord]) -> np.ndarray | torch.Tensor: ...
+
+
+Encoder = TypeVar("Encoder", bound=EcgEncoder)
+Records = TypeVar("Records", bound=RecordData)
 
 
 class HubEncoder:
@@ -106,13 +110,19 @@ def load_encoder(name: str, device: str | None = None) -> EcgEncoder:
     return HubEncoder.from_pretrained(name, device)
 
 
-def encode_task(
-    encoders: Mapping[str, EcgEncoder], data: TaskData, options: argparse.Namespace
-) -> tuple[TaskData, dict[str, np.ndarray], list[str]]:
+def with_random(encoder: Encoder, name: str, seed: int) -> dict[str, Encoder]:
+    """An encoder and, where it has a method `random`, its baseline: the same one with random weights."""
+    random = getattr(encoder, "random", None)
+    return {name: encoder} if random is None else {name: encoder, RANDOM: random(seed)}
+
+
+def encode_records(
+    encoders: Mapping[str, EcgEncoder], data: Records, options: argparse.Namespace
+) -> tuple[Records, dict[str, np.ndarray], list[str]]:
     """The features (n, features) of every encoder for the records that none of them refuses.
 
     Returns:
-        Those records, the features by encoder, and a note about the others.
+        Those records, the features by encoder, and notes on what is missing.
     """
     features: dict[str, np.ndarray] = {}
     refused: dict[int, str] = {}
@@ -120,11 +130,13 @@ def encode_task(
         cache = options.output / "features"
         features[name], refusals = extract_features(encoder, data.ecgs, data.rows, cache, options.batch_size)
         refused |= refusals
-    if not refused:
-        return data, features, []
+    notes = []
+    if RANDOM not in encoders:
+        notes.append("the encoder has no method random: there is no random encoder beside it")
+    if refused:
+        notes.append(f"{len(refused)} recordings were refused and left out, the first: {next(iter(refused.values()))}")
     kept = ~np.isin(data.rows, list(refused))
-    note = f"{len(refused)} recordings were refused and left out, the first: {next(iter(refused.values()))}"
-    return data.take(kept), {name: each[kept] for name, each in features.items()}, [note]
+    return data.take(kept), {name: each[kept] for name, each in features.items()}, notes
 
 
 def leave_out_refused(data: Records, feature_extractor: Any) -> tuple[Records, list[str]]:

@@ -299,7 +299,7 @@ class Table:
         entries = [
             EvalResultEntry(
                 dataset_id=dataset_id,
-                task_id=self.name,
+                task_id="_".join([self.name, *re.findall(r"\w+", row["protocol"])]),
                 value=round(100 * row[self.headline]["value"], 2),
                 date=datetime.now(timezone.utc).date().isoformat(),
                 notes=f"{heading} in %, {row['protocol']}, on {options.split}. {RESEARCH_USE}",
@@ -324,6 +324,7 @@ class ClassificationTable(Table):
         }
         super().__init__(recipe, options, columns, "auroc_macro", data.task.name, list(data.notes))
         self.data = data
+        self.scores: dict[str, np.ndarray] = {}
 
     def add(self, method: str, scores: np.ndarray, protocol: str, **summary_options: Any):
         """Add a row from scores (n, classes) or (runs, n, classes); see `classification_summary`."""
@@ -337,6 +338,13 @@ class ClassificationTable(Table):
             **summary_options,
         )
         self.add_row(method, protocol, summary)
+        self.scores[f"{method}, {protocol}"] = np.asarray(scores, np.float32)
+
+    def write(self):
+        """Write the files, the scores of every record among them (NAME.npz), and print the table."""
+        super().write()
+        arrays = {"record_ids": self.data.record_ids, "patients": self.data.patients, "targets": self.data.targets}
+        np.savez_compressed(self.options.output / f"{self.name}.npz", **arrays, **self.scores)
 
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgformers.metrics.ranking import best_thresholds
-from ecgformers.training.encoders import EcgEncoder, encode_task, load_encoder
+from ecgformers.training.encoders import encode_records, load_encoder, with_random
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
 from ecgformers.training.probing import PENALTIES, LinearProbe, choose_probe, fit_probes
 
@@ -31,17 +31,11 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 100 %%")
     options = parser.parse_args(arguments)
     data = load_task(options.data, options.task, options.folds, options.split_table)
-    encoder = load_encoder(options.model, options.device)
-
-    encoders: dict[str, EcgEncoder] = {Path(options.model).name: encoder}
-    if hasattr(encoder, "random"):
-        encoders["random encoder"] = encoder.random(options.seed)
-    data, features, notes = encode_task(encoders, data, options)
+    encoders = with_random(load_encoder(options.model, options.device), Path(options.model).name, options.seed)
+    data, features, notes = encode_records(encoders, data, options)
 
     table = ClassificationTable("linear_probe", options, data.part(options.split))
     table.notes += notes
-    if "random encoder" not in encoders:
-        table.notes.append(f"{options.model} has no method random: no random encoder beside it")
     for share in options.shares:
         draws = draw_shares(data, share, options)
         runs = f"{len(draws)} draws of " if len(draws) > 1 else ""

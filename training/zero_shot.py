@@ -21,7 +21,7 @@ from ecgformers.datasets_scripts.tasks import LANGUAGES, prompts
 from ecgformers.metrics.ranking import auroc, macro
 from ecgformers.modeling.losses_ecg import pairwise_distance
 from ecgformers.modeling.pipelines_ecg import prompt_scores
-from ecgformers.training.encoders import HubEncoder, encode_task
+from ecgformers.training.encoders import HubEncoder, encode_records, with_random
 from ecgformers.training.evaluation import ClassificationTable, argument_parser, load_task, run
 
 ECG_INPUTS = ("input_values", "lead_mask", "sample_mask")
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which has no text tower")
     encoder = HubEncoder(model, processor.feature_extractor, options.device, embedding_names(model))
-    encoders = {Path(options.model).name: encoder, "random model": encoder.random(options.seed)}
-    test, features, notes = encode_task(encoders, test, options)
+    encoders = with_random(encoder, Path(options.model).name, options.seed)
+    test, features, notes = encode_records(encoders, test, options)
 
     table = ClassificationTable("zero_shot", options, test)
     table.notes += [f"{sum(map(len, texts.values()))} prompts, {' and '.join(options.language)}", *notes]

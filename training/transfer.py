@@ -1,0 +1,81 @@
+"""Transfer: a probe trained on one data set, tested on the classes that another one shares with it.
+
+    python -m ecgformers.training.transfer --model DIR --data PTB_XL --task ptbxl_all --output results \\
+        --test-data CPSC2018 --test-task cpsc2018 --test-split-table test=cpsc2018_test.csv \\
+        --same VPC=PVC STD=STD_ STE=STE_
+
+Classes are shared where they have the same name, and where `--same` says so (test class = training class).  The
+penalty is chosen on the validation split of the training data; nothing of the test data is used before the test.
+Beside the encoder the same one with random weights, and the prior of the training data.
+
+For research use; not a medical device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ecgformers.datasets_scripts.tasks import TASKS
+from ecgformers.training.encoders import encode_records, load_encoder, with_random
+from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
+from ecgformers.training.linear_probe import fit_probe
+
+
+def main(arguments: list[str] | None = None) -> ClassificationTable:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--test-data", required=True, help="the data set to test on")
+    parser.add_argument("--test-task", required=True, choices=TASKS, metavar="TASK", help="its task")
+    parser.add_argument("--test-folds", help="as --folds, for the test data")
+    parser.add_argument("--test-split-table", nargs="*", default=[], metavar="SPLIT=CSV", help="as --split-table")
+    parser.add_argument("--same", nargs="*", default=[], metavar="TEST=TRAINING", help="classes that mean the same")
+    options = parser.parse_args(arguments)
+    source = load_task(options.data, options.task, options.folds, options.split_table)
+    target = load_task(options.test_data, options.test_task, options.test_folds, options.test_split_table)
+    shared = shared_classes(source, target, dict(pair.split("=", 1) for pair in options.same))
+    source, target = only_classes(source, list(shared.values())), only_classes(target, list(shared))
+    target = target.part(options.split)
+
+    encoders = with_random(load_encoder(options.model, options.device), Path(options.model).name, options.seed)
+    source, features, source_notes = encode_records(encoders, source, options)
+    target, test_features, target_notes = encode_records(encoders, target, options)
+    table = ClassificationTable(f"transfer_{options.task}", options, target)
+    training = f"trained on {options.task}: {', '.join(source.notes)}"
+    table.notes += [training, f"classes: {', '.join(f'{a}={b}' for a, b in shared.items())}"]
+    table.notes += dict.fromkeys([*source_notes, *target_notes])
+    for name in encoders:
+        probe = fit_probe(source, features[name], source.training)
+        table.add(name, probe(test_features[name]), f"probe of {options.task}", are_probabilities=True)
+    prior = source.targets[source.training].mean(0)
+    scores = np.broadcast_to(prior, target.targets.shape)
+    table.add("prior", scores, f"share of positives in {options.task}", are_probabilities=True)
+    table.write()
+    return table
+
+
+def shared_classes(source: TaskData, target: TaskData, same: Mapping[str, str]) -> dict[str, str]:
+    """Test class -> training class, for the classes that both have.
+
+    Raises:
+        ValueError: `same` names a class that is not there, or no class is shared.
+    """
+    for test_class, training_class in same.items():
+        for name, task in ((test_class, target.task), (training_class, source.task)):
+            if name not in task.classes:
+                raise ValueError(f"--same {test_class}={training_class}: {task.name} has no class {name}")
+    pairs = {name: same.get(name, name) for name in target.task.classes}
+    shared = {name: other for name, other in pairs.items() if other in source.task.classes}
+    if not shared:
+        raise ValueError(f"{source.task.name} and {target.task.name} share no class: say which are the same by --same")
+    return shared
+
+
+def only_classes(data: TaskData, names: list[str]) -> TaskData:
+    """The same records with some of the classes."""
+    columns = [data.task.classes.index(name) for name in names]
+    return replace(data, task=replace(data.task, classes=tuple(names)), targets=data.targets[:, columns])
+
+
+if __name__ == "__main__":
+    run(main)
