@@ -1,4 +1,4 @@
-"""What the converters share: reading a checkpoint file, renaming its tensors, and checking that they fill a model."""
+"""What the converters share: reading a checkpoint, renaming its tensors, filling a model, saying what was done."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 # Theirs -> ours, as regular expressions on whole keys; the first match wins.  None: knowingly dropped.  "{qkv}" in our
 # name: theirs packs the rows of q, k and v in one tensor.
@@ -123,7 +124,10 @@ def bert_sizes(weights: Mapping[str, torch.Tensor], prefix: str, heads: int | No
 
 
 def fill_model(
-    model: nn.Module, weights: Mapping[str, torch.Tensor], unknown: Sequence[str] = (), not_in_checkpoint: str = "(?!)"
+    model: PreTrainedModel,
+    weights: Mapping[str, torch.Tensor],
+    unknown: Sequence[str] = (),
+    not_in_checkpoint: str = "(?!)",
 ):
     """Load renamed weights and put the model in evaluation mode.
 
@@ -150,3 +154,33 @@ def fill_model(
         raise ValueError(f"the checkpoint does not fit (in our names): {'; '.join(sorted(wrong))}")
     model.load_state_dict(weights, strict=False)  # strict but for `not_in_checkpoint`, as was just checked
     model.eval()
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int):
+    """
+    Raises:
+        ValueError: the tokenizer does not have as many tokens as the text model knows.
+    """
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"{tokenizer.name_or_path} has {len(tokenizer)} tokens, but the checkpoint's text model has {vocab_size}: "
+            "give the tokenizer that it was trained with"
+        )
+
+
+def check_leads(num_leads: int, lead_names: Sequence[str]):
+    """
+    Raises:
+        ValueError: the model does not take as many leads as its feature extractor is to give.
+    """
+    if num_leads != len(lead_names):
+        raise ValueError(f"the checkpoint takes {num_leads} leads, the feature extractor gives {len(lead_names)}")
+
+
+def print_summary(model: PreTrainedModel, dropped: Sequence[str], output: Path, has_tokenizer: bool = True):
+    """What was converted, what was left out, and what is missing."""
+    print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {output}")
+    print(f"left out on purpose (not used by the model): {', '.join(dropped) or 'nothing'}")
+    if not has_tokenizer:
+        print("no tokenizer: give --tokenizer FOLDER to make texts usable")
+    print("for research use; not a medical device")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
-from .checkpoint_ecg import KeyTable, count, fill_model, load_checkpoint, rename_keys, size
+from .checkpoint_ecg import KeyTable, count, fill_model, load_checkpoint, print_summary, rename_keys, size
 from .configuration_echo_clip import EchoClipConfig
 from .modeling_echo_clip import EchoClipModel
 
@@ -127,11 +127,7 @@ def main(arguments: list[str] | None = None):
         processor = CLIPProcessor(processor, tokenizer)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    print(f"EchoClipModel with {model.num_parameters():,} parameters written to {args.output}")
-    print(f"left out on purpose (not used by the model): {', '.join(dropped) or 'nothing'}")
-    if tokenizer is None:
-        print("no tokenizer: give --tokenizer FOLDER to make texts usable")
-    print("for research use; not a medical device")
+    print_summary(model, dropped, args.output, tokenizer is not None)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,11 @@ from .checkpoint_ecg import (
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
+    check_leads,
+    check_tokenizer,
     fill_model,
     load_checkpoint,
+    print_summary,
     rename_keys,
     residual_network_sizes,
     size,
@@ -119,13 +122,10 @@ def main(arguments: list[str] | None = None):
 
     model, dropped = convert(load_checkpoint(args.checkpoint), args.text_heads)
     config, text_config = model.config, model.text_model.bert.config
-    if feature_extractor is not None and config.num_leads != len(STANDARD_LEADS):
-        raise ValueError(f"the checkpoint takes {config.num_leads} leads, the feature extractor gives 12")
-    if tokenizer is not None and len(tokenizer) != text_config.vocab_size:
-        raise ValueError(
-            f"{args.tokenizer} has {len(tokenizer)} tokens, but the checkpoint's text encoder has "
-            f"{text_config.vocab_size}: give the tokenizer that it was trained with"
-        )
+    if feature_extractor is not None:
+        check_leads(config.num_leads, STANDARD_LEADS)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, text_config.vocab_size)
 
     model.save_pretrained(args.output)
     if feature_extractor is not None and tokenizer is not None:
@@ -141,8 +141,7 @@ def main(arguments: list[str] | None = None):
     elif tokenizer is not None:
         tokenizer.save_pretrained(args.output)
 
-    print(f"EchoingEcgModel with {model.num_parameters():,} parameters written to {args.output}")
-    print(f"left out on purpose (not used by the model): {', '.join(dropped) or 'nothing'}")
+    print_summary(model, dropped, args.output, tokenizer is not None)
     print(
         "not in the checkpoint: a and b of the match logit are at their initial values "
         f"({config.init_negative_scale:g} and {config.init_shift:g}), so match probabilities are uncalibrated"
@@ -151,9 +150,6 @@ def main(arguments: list[str] | None = None):
         print(
             "no scaler: no feature extractor was written; standardise each lead yourself (I II III aVR aVL aVF V1-V6)"
         )
-    if tokenizer is None:
-        print("no tokenizer: give --tokenizer FOLDER to make texts usable")
-    print("for research use; not a medical device")
 
 
 if __name__ == "__main__":

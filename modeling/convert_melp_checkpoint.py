@@ -22,9 +22,12 @@ from .checkpoint_ecg import (
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
+    check_leads,
+    check_tokenizer,
     count,
     fill_model,
     load_checkpoint,
+    print_summary,
     rename_keys,
     residual_network_sizes,
     size,
@@ -218,26 +221,21 @@ def main(arguments: list[str] | None = None):
     model, dropped = convert(
         load_checkpoint(args.checkpoint), args.heads, args.text_heads, args.decoder_heads, args.pooler_heads
     )
+    check_leads(getattr(model.config, "ecg_config", model.config).num_leads, MELP_LEADS)
     processor: EcgFeatureExtractor | EcgProcessor = EcgFeatureExtractor(
         lead_names=MELP_LEADS, sampling_rate=500, num_samples=5000, normalization="min_max"
     )
     if args.tokenizer is not None and isinstance(model, MelpModel):
-        tokenizer = as_report_tokenizer(AutoTokenizer.from_pretrained(args.tokenizer), model.config.max_text_length)
-        if len(tokenizer) != model.config.text_config.vocab_size:
-            raise ValueError(
-                f"{args.tokenizer} has {len(tokenizer)} tokens with [BOS], but the checkpoint's text model has "
-                f"{model.config.text_config.vocab_size}: give the tokenizer that it was trained with"
-            )
+        tokenizer = as_report_tokenizer(
+            AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True), model.config.max_text_length
+        )
+        check_tokenizer(tokenizer, model.config.text_config.vocab_size)
         for name, value in special_token_settings(tokenizer).items():
             setattr(model.config, name, value)
         processor = EcgProcessor(processor, tokenizer, lowercase=True, max_text_length=model.config.max_text_length)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {args.output}")
-    if dropped:
-        print(f"left out on purpose (not used by this model): {', '.join(dropped)}")
-    if isinstance(model, MelpModel) and args.tokenizer is None:
-        print("no tokenizer: give --tokenizer FOLDER to make texts usable")
+    print_summary(model, dropped, args.output, args.tokenizer is not None or not isinstance(model, MelpModel))
 
 
 if __name__ == "__main__":

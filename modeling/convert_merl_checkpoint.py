@@ -8,6 +8,7 @@ given.  To use texts, give the folder of the text model's tokenizer (MedCPT's qu
 """
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,22 @@ from .checkpoint_ecg import (
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
+    check_leads,
+    check_tokenizer,
     count,
     fill_model,
     load_checkpoint,
+    print_summary,
     rename_keys,
     residual_network_sizes,
     size,
     with_prefix,
 )
 from .configuration_merl import MerlConfig
+from .convert_melp_checkpoint import MELP_LEADS
 from .feature_extraction_ecg import EcgFeatureExtractor
 from .modeling_merl import MerlModel
 from .processing_ecg import EcgProcessor
-
-MERL_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # MIMIC-IV-ECG: aVF first
 
 _LAYER, _THEIR_LAYER = r"ecg_model.layers.\1", r"ecg_encoder\.block(\d+)"
 _KEYS: KeyTable = [
@@ -131,27 +134,24 @@ def main(arguments: list[str] | None = None):
     args = parser.parse_args(arguments)
 
     model, dropped = convert(load_checkpoint(args.checkpoint), args.heads, args.text_heads, args.pooler_heads)
-    text_config = model.config.text_config
-    processor: EcgFeatureExtractor | EcgProcessor = EcgFeatureExtractor(
-        lead_names=MERL_LEADS, sampling_rate=500, num_samples=5000, normalization="min_max"
+    config, text_config = model.config, model.config.text_config
+    check_leads(config.num_leads, MELP_LEADS)
+    step = config.patch_size if config.encoder_type == "vit" else 2 * math.prod(config.strides)
+    processor: EcgFeatureExtractor | EcgProcessor = EcgFeatureExtractor(  # MERL was trained on the data of MELP
+        lead_names=MELP_LEADS,
+        sampling_rate=500,
+        num_samples=min(5000, config.num_positions * step),
+        normalization="min_max",
     )
     if args.tokenizer is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
-        if len(tokenizer) != text_config.vocab_size:
-            raise ValueError(
-                f"{args.tokenizer} has {len(tokenizer)} tokens, but the checkpoint's text tower has "
-                f"{text_config.vocab_size}: give the tokenizer that it was trained with"
-            )
+        check_tokenizer(tokenizer, text_config.vocab_size)
         processor = EcgProcessor(
             processor, tokenizer, lowercase=True, max_text_length=text_config.max_position_embeddings
         )
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    print(f"MerlModel with {model.num_parameters():,} parameters written to {args.output}")
-    print(f"left out on purpose (not used by the model): {', '.join(dropped) or 'nothing'}")
-    if args.tokenizer is None:
-        print("no tokenizer: give --tokenizer FOLDER to make texts usable")
-    print("for research use; not a medical device")
+    print_summary(model, dropped, args.output, args.tokenizer is not None)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from .attention_ecg import MultiHeadAttention
 from .classification_ecg import EcgClassifierMixin
 from .configuration_melp import MelpEcgConfig
 from .losses_ecg import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
-from .masking_ecg import length_mask, masked_input
+from .masking_ecg import count_steps, length_mask, masked_input
 from .pooling_ecg import AttentionalPooler
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
@@ -335,10 +335,17 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
             input_values: (batch, leads, samples), as `EcgFeatureExtractor` gives them.
             lead_mask: (batch, leads), 0 for a lead to leave out (it becomes zero).
             sample_mask: (batch, samples), 0 for padding on the right.
+
+        Raises:
+            ValueError: not (batch, leads, samples) with as many leads as the config says, or a recording too short
+                for one time step.
         """
         encoded = self.encoder(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
         states = encoded.last_hidden_state  # (batch, time, hidden)
-        mask = None if sample_mask is None else self.encoder.time_mask(sample_mask)
+        mask = None
+        if sample_mask is not None:
+            mask = self.encoder.time_mask(sample_mask)
+            count_steps(mask)
         caption_tokens = self.caption_norm(self.caption_pooler(states, mask))  # (batch, caption queries, caption_dim)
         beats = self.beat_norm(self.beat_pooler(states, mask))  # (batch, beat queries, projection_dim)
         beat_embeds = self.beat_projection(beats)

@@ -140,6 +140,11 @@ def test_wrong_leads_are_refused_with_both_shapes(either_model):
         either_model.get_ecg_features(ecg_batch(2, leads=8))
 
 
+def test_a_recording_without_a_time_step_is_refused(either_model):
+    with pytest.raises(ValueError, match=r"rows \[1\] of the mask"):
+        either_model.get_ecg_features(ecg_batch(2), sample_mask=torch.tensor([[1] * 240, [0] * 240]))
+
+
 def test_unpaired_loss_is_refused(model, texts):
     with pytest.raises(ValueError, match="2 ECGs and 3 reports"):
         model(ecg_batch(2), texts.input_ids, return_loss=True)
