@@ -127,7 +127,7 @@ def encode_records(
     features: dict[str, np.ndarray] = {}
     refused: dict[int, str] = {}
     for name, encoder in encoders.items():
-        cache = options.output / "features"
+        cache = options.cache or options.output / "features"
         features[name], refusals = extract_features(encoder, data.ecgs, data.rows, cache, options.batch_size)
         refused |= refusals
     notes = []

@@ -48,7 +48,8 @@ def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentPars
     parser.add_argument("--data", required=True, help="built with datasets_scripts: a folder or a name on the Hub")
     if task:
         parser.add_argument("--task", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--output", type=Path, required=True, help="the folder of results, and of cached features")
+    parser.add_argument("--output", type=Path, required=True, help="the folder of results")
+    parser.add_argument("--cache", type=Path, help="the folder of computed features; by default OUTPUT/features")
     parser.add_argument("--split", default="test", choices=SPLITS, help="the part to evaluate on")
     parser.add_argument("--folds", help="TRAIN/VALIDATION/TEST, e.g. 1-8/9/10, 1-7/8/9 or 1-8//9; see fold_rule")
     parser.add_argument("--split-table", nargs="*", default=[], metavar="SPLIT=CSV", help="for tasks split by tables")
@@ -276,6 +277,8 @@ class Table:
             "model": options.model,
             "data": options.data,
             "split": options.split,
+            "headline": self.headline,
+            "columns": self.columns,
             "rows": self.rows,
             "notes": notes,
             **provenance(options),

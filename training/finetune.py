@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
 
     data = load_task(options.data, options.task, options.folds, options.split_table)
     extractor = AutoFeatureExtractor.from_pretrained(options.model)
-    prepared = prepare(data.ecgs, extractor, options.output / "prepared")
+    prepared = prepare(data.ecgs, extractor, options.cache or options.output / "features")
     data, rows = with_prepared_rows(data, prepared["record_id"])
 
     draw = draw_shares(data, options.share, argparse.Namespace(seed=options.seed, seeds=1))[0]
