@@ -43,6 +43,7 @@ class Summary:
     splits: dict[str, int]
     broken: int
     left_out: dict[str, int]
+    credentialed: bool
 
     def __str__(self) -> str:
         rows = ", ".join(f"{count} {split}" for split, count in self.splits.items())
@@ -103,7 +104,8 @@ def _build(builder: EcgBuilder, staging: Path, num_proc: int, strict: bool) -> S
     if not rows.total():
         raise ValueError(f"not one of {len(rejects)} recordings can be used, the first: {rejects[0]}")
 
-    summary = Summary({split: rows[split] for split in plan.chunks if rows[split]}, len(rejects), dict(plan.left_out))
+    splits = {split: rows[split] for split in plan.chunks if rows[split]}
+    summary = Summary(splits, len(rejects), dict(plan.left_out), builder.credentialed)
     (staging / SUMMARY).write_text(json.dumps(vars(summary), indent=2) + "\n")
     lines = (json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
     (staging / REJECTS).write_text("".join(lines), encoding="utf-8")

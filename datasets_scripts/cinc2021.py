@@ -57,7 +57,7 @@ class CincBuilder(EcgBuilder):
         header, split = entry
         if split is None:
             raise LeftOut("not in the split tables")
-        comments = wfdb_comments(header.with_suffix(""))
+        comments = wfdb_comments(header)
         if "Dx" not in comments:
             raise ValueError(f"{header}: it has no comment Dx")
         path = header.relative_to(self.folder).with_suffix("").as_posix()

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from sys import intern  # few different texts in very many lines
 from typing import Any, NamedTuple
 
 import h5py
@@ -37,13 +38,13 @@ class CodeConfig(EcgConfig):
 
 
 class Exam(NamedTuple):
-    """A line of exams.csv, or what is left of it where the tracing or the line is missing."""
+    """A line of exams.csv as it is, or what is left of it where the tracing or the line is missing."""
 
     exam_id: str
     patient_id: str = ""
-    age: float | None = None
-    male: bool | None = None
-    labels: tuple[int | None, ...] = ()
+    age: str = ""
+    is_male: str = ""
+    labels: tuple[str, ...] = ()
     file: str = ""
     place: int | None = None
 
@@ -99,14 +100,14 @@ class Code15(CodeBuilder):
             raise LeftOut(f"{entry.file} is missing or lacks the exam")
         if not entry.patient_id:
             raise ValueError(f"exam {entry.exam_id} of {entry.file} is not in exams.csv")
-        labels = dict(zip(ABNORMALITIES, entry.labels, strict=True))
+        labels = dict(zip(ABNORMALITIES, map(binary, entry.labels), strict=True))
         return {
             "record_id": entry.exam_id,
             "patient_id": entry.patient_id,
             "statements": statements([name for name, present in labels.items() if present]),
             "labels": labels,
-            "age": entry.age,
-            "sex": "male" if entry.male else "female",
+            "age": number(entry.age),
+            "sex": {1: "male", 0: "female", None: None}[binary(entry.is_male)],
             "split": patient_split(entry.patient_id, validation=0.05, test=0.05),
             "source": f"{entry.file}/{entry.place}",
             "path": entry.file,
@@ -115,14 +116,9 @@ class Code15(CodeBuilder):
 
 
 def _exam(line: dict[str, str]) -> Exam:
-    return Exam(
-        exam_id=line["exam_id"],
-        patient_id=line["patient_id"],
-        age=number(line["age"]),
-        male=bool(binary(line["is_male"])),
-        labels=tuple(binary(line[name]) for name in ABNORMALITIES),
-        file=line["trace_file"],
-    )
+    names = ("age", "is_male", "trace_file", *ABNORMALITIES)
+    age, is_male, file, *labels = (intern(line[name] or "") for name in names)
+    return Exam(line["exam_id"], line["patient_id"], age, is_male, tuple(labels), file)
 
 
 if __name__ == "__main__":

@@ -71,5 +71,5 @@ def _build(builder_class: type[EcgBuilder], options: argparse.Namespace) -> None
 
 
 def _push(builder_class: type[EcgBuilder], options: argparse.Namespace) -> None:
-    may_be_public = not builder_class.credentialed or options.i_may_publish
-    print(push(options.output, options.repo, public=options.public, may_be_public=may_be_public))
+    i_may_publish = builder_class.credentialed and options.i_may_publish
+    print(push(options.output, options.repo, public=options.public, i_may_publish=i_may_publish))

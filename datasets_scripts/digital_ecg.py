@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgformers.modeling.record_ecg import millivolts
-from ecgformers.modeling.wfdb_ecg import read_digital_wfdb, read_wfdb_header
+from ecgformers.modeling.wfdb_ecg import header_path, read_digital_wfdb, read_wfdb_header
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class DigitalEcg:
 
 
 def wfdb_comments(path: Path) -> dict[str, str]:
-    """The "# Key: value" comments of a WFDB header (`path` without `.hea`)."""
-    pairs = (comment.partition(":") for comment in read_wfdb_header(path.with_name(f"{path.name}.hea")).comments)
+    """The "# Key: value" comments in the header of a WFDB record."""
+    pairs = (comment.partition(":") for comment in read_wfdb_header(header_path(path)).comments)
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def read_wfdb(path: Path) -> DigitalEcg:
-    """The WFDB record `path` (without `.hea`), its checksums verified.
+    """The WFDB record `path`, with or without `.hea`, its checksums verified.
 
     Raises:
         OSError: a file is missing or cannot be read.
         ValueError: the header makes no sense, the file is too short, a sample is marked as invalid, a checksum is
             wrong, or the record has what one table of integers cannot hold: segments, skewed leads, several rates.
     """
-    header = path.with_name(f"{path.name}.hea")
+    header = header_path(path)
     digital = read_digital_wfdb(header)
     if any(digital.skew):
         raise ValueError(f"{header}: its leads are skewed")

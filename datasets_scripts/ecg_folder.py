@@ -27,6 +27,7 @@ from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, optio
 from ecgformers.datasets_scripts.rows import statements
 from ecgformers.datasets_scripts.tables import binary, inside, likelihoods, number, read_table, sex_name
 from ecgformers.modeling.reading_ecg import read_ecg
+from ecgformers.modeling.wfdb_ecg import header_path
 
 SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 TRIES = 100  # recordings to look at for one that can be read
@@ -145,9 +146,8 @@ class EcgFolder(EcgBuilder):
 
     def read(self, row: Mapping[str, Any]) -> DigitalEcg:
         path, config = inside(self.folder, row["path"]), self.config
-        header = path.with_suffix(".hea") if path.suffix in (".hea", ".dat", ".mat") else Path(f"{path}.hea")
-        if header.is_file():
-            return read_wfdb(header.with_suffix(""))
+        if header_path(path).is_file():
+            return read_wfdb(path)
         leads = config.lead_names.split(",") if config.lead_names else None
         record = read_ecg(path, lead_names=leads, sampling_rate=config.sampling_rate, units=config.units)
         return DigitalEcg(

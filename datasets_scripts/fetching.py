@@ -57,6 +57,8 @@ def _fetch_file(client: httpx.Client, url: str, path: Path, digest: str) -> None
         have = part.stat().st_size if part.exists() else 0
         try:
             with client.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
+                if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    part.unlink()  # as long as the file already, and not that file
                 response.raise_for_status()
                 with part.open("ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as file:
                     for block in response.iter_bytes():

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import List, Value
+from datasets import List, Value, logging
 from tqdm.auto import tqdm
 
 from ecgformers.datasets_scripts.command_line import main
@@ -49,6 +49,8 @@ MEASUREMENTS = (
     "av_area_continuity",
 )
 
+logger = logging.get_logger(__name__)
+
 
 @dataclass
 class MimicIvEchoConfig(MimicConfig):
@@ -59,7 +61,7 @@ class MimicIvEchoConfig(MimicConfig):
 class Exam(NamedTuple):
     """One echocardiogram."""
 
-    time: datetime
+    time: datetime | None
     study_id: str | None
     cine_paths: list[str]
     measurements: dict[str, float]
@@ -94,7 +96,7 @@ class MimicIvEcho(EcgBuilder):
             cine_paths[line["study_id"]].append(line["dicom_filepath"])
         measurements: dict[str, dict[str, float]] = {}  # by measurement_id
         for line in self.table("echo-study-list.csv", ("subject_id", "study_id", "study_datetime", "measurement_id")):
-            time, study = datetime.fromisoformat(line["study_datetime"]), line["study_id"]
+            time, study = _time(line["study_datetime"]), line["study_id"]
             values = measurements.setdefault(line["measurement_id"], {}) if line["measurement_id"] else {}
             exams[line["subject_id"]].append(Exam(time, study, cine_paths[study], values))
         columns = ("subject_id", "measurement_id", "measurement_datetime", "measurement", "result")
@@ -103,13 +105,15 @@ class MimicIvEcho(EcgBuilder):
         for line in tqdm(lines, desc="Reading the measurements", unit=" lines", delay=1):
             if line["measurement_id"] not in measurements:
                 values = measurements[line["measurement_id"]] = {}
-                time = datetime.fromisoformat(line["measurement_datetime"])
-                exams[line["subject_id"]].append(Exam(time, None, [], values))
+                exams[line["subject_id"]].append(Exam(_time(line["measurement_datetime"]), None, [], values))
             value = _value(line["result"]) if line["measurement"] in MEASUREMENTS else None
             if value is not None:
                 measurements[line["measurement_id"]][line["measurement"]] = value
         if not any(measurements.values()):
             raise ValueError(f"structured-measurement.csv has none of the measurements {', '.join(MEASUREMENTS)}")
+        undated = sum(exam.time is None for of_patient in exams.values() for exam in of_patient)
+        if undated:
+            logger.warning("%d echocardiograms have no date and time: they belong to no ECG", undated)
         return exams
 
     def entries(self) -> Iterator[tuple[dict[str, str], list[Exam], Patient | None]]:
@@ -124,17 +128,17 @@ class MimicIvEcho(EcgBuilder):
     def row(self, entry: tuple[dict[str, str], list[Exam], Patient | None]) -> dict[str, Any]:
         line, exams, patient = entry
         time, window = datetime.fromisoformat(line["ecg_time"]), timedelta(hours=self.config.window_hours)
-        near = [exam for exam in exams if abs(exam.time - time) <= window]
+        near = [(exam.time - time, exam) for exam in exams if exam.time and abs(exam.time - time) <= window]
         if not near:
             raise LeftOut(f"no echocardiogram within {self.config.window_hours:g} hours")
-        exam = min(near, key=lambda exam: (abs(exam.time - time), not exam.cine_paths))
+        distance, exam = min(near, key=lambda pair: (abs(pair[0]), not pair[1].cine_paths))
         return {
             "record_id": line["study_id"],
             "patient_id": line["subject_id"],
             **age_and_sex(patient, line["ecg_time"]),
             "measurements": {name: exam.measurements.get(name) for name in MEASUREMENTS},
             "echo_study_id": exam.study_id,
-            "echo_hours": (exam.time - time) / timedelta(hours=1),
+            "echo_hours": distance / timedelta(hours=1),
             "cine_paths": exam.cine_paths,
             "split": patient_split(line["subject_id"], validation=0.1, test=0.1),
             "source": line["path"],
@@ -143,6 +147,13 @@ class MimicIvEcho(EcgBuilder):
 
     def read(self, row: Mapping[str, Any]) -> DigitalEcg:
         return read_wfdb(inside(self.ecg_folder, row["path"]))
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _value(result: str) -> float | None:

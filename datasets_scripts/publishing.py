@@ -1,5 +1,6 @@
 """Sending a built data set to the Hub, as one commit."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -7,7 +8,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from ecgformers.datasets_scripts.building import REJECTS, SUMMARY
 
 
-def push(folder: Path, repo: str, public: bool = False, may_be_public: bool = True) -> str:
+def push(folder: Path, repo: str, public: bool = False, i_may_publish: bool = False) -> str:
     """Make the data set repo `repo` (created if need be, private unless `public`) hold exactly the built data set.
 
     One commit adds the files and deletes data files of an earlier build; a failure leaves the repo as it was.
@@ -17,14 +18,15 @@ def push(folder: Path, repo: str, public: bool = False, may_be_public: bool = Tr
 
     Raises:
         FileNotFoundError: `folder` is no data set built here.
-        PermissionError: the repo is or would be public, and the data set may not be.
+        PermissionError: the repo is or would be public, the data set is credentialed, and `i_may_publish` is not set.
     """
     if not (folder / SUMMARY).exists():
         raise FileNotFoundError(f"{folder} is no data set built here: it has no {SUMMARY}")
+    credentialed = json.loads((folder / SUMMARY).read_text())["credentialed"]
     api = HfApi()
     exists = api.repo_exists(repo, repo_type="dataset")
     is_public = not api.dataset_info(repo).private if exists else public
-    if is_public and not may_be_public:
+    if is_public and credentialed and not i_may_publish:
         raise PermissionError(
             f"{repo} {'is' if exists else 'would be'} public, and this data set is for people who signed its "
             "publisher's agreement.  Push it to a private repo, or add --i-may-publish if the agreement lets you"

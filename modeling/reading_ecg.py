@@ -15,7 +15,7 @@ import scipy.io
 from .dicom_ecg import read_dicom
 from .leads_ecg import lead_name
 from .record_ecg import EcgReadError, EcgRecord, RawEcg, refuse_bomb, to_millivolts
-from .wfdb_ecg import read_wfdb
+from .wfdb_ecg import header_path, read_wfdb
 
 
 def read_ecg(
@@ -92,7 +92,7 @@ def _read_file(name: str, verify_checksum: bool) -> RawEcg:
     if "://" in name or "::" in name:
         raise EcgReadError(f"{name}: is not a local file; download the record first")
     path = Path(name)
-    header = path.with_suffix(".hea") if path.suffix in (".hea", ".dat", ".mat") else Path(f"{name}.hea")
+    header = header_path(path)
     if header.is_file():
         return read_wfdb(header, verify_checksum)
     if not path.is_file():

@@ -72,6 +72,11 @@ class DigitalWfdb(NamedTuple):
     comments: tuple[str, ...]
 
 
+def header_path(path: Path) -> Path:
+    """The header of the record that `path` names: with or without `.hea`, or by its `.dat` or `.mat` file."""
+    return path.with_suffix(".hea") if path.suffix in (".hea", ".dat", ".mat") else Path(f"{path}.hea")
+
+
 def read_wfdb(path: Path, verify_checksum: bool = True) -> RawEcg:
     """The record whose header is `path`, in the units of its header; see `reading_ecg.read_ecg`."""
     header = read_wfdb_header(path)

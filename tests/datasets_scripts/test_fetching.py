@@ -34,6 +34,8 @@ class FileServer:
                 if content is None:
                     return self.send_error(404)
                 start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+                if asked and start >= len(content):
+                    return self.send_error(416)
                 self.send_response(206 if asked else 200)
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
@@ -106,6 +108,14 @@ def test_a_server_without_ranges_starts_anew(
         get(self)
 
     monkeypatch.setattr(handler, "do_GET", without_range)
+    fetch(f"{server.url}/set/1.0", tmp_path, lambda name: name == "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == b"a.csv" * 100
+
+
+def test_a_wrong_part_of_full_length_does_not_stay(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "a.csv.part").write_bytes(b"wrong" * 100)
+    with pytest.raises(FetchError, match=r"(?s)a\.csv.*416.*run it again"):
+        fetch(f"{server.url}/set/1.0", tmp_path, lambda name: name == "a.csv")
     fetch(f"{server.url}/set/1.0", tmp_path, lambda name: name == "a.csv")
     assert (tmp_path / "a.csv").read_bytes() == b"a.csv" * 100
 

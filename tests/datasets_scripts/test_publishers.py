@@ -113,6 +113,18 @@ def test_code_15(tmp_path: Path) -> None:
     assert built.summary.left_out == {"exams_part2.hdf5 is missing or lacks the exam": 1}
 
 
+def test_code_15_with_bad_lines(tmp_path: Path) -> None:
+    layouts.code_15(tmp_path / "source")
+    table = tmp_path / "source" / "exams.csv"
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1].replace("501,40,False", "501,forty,False")
+    lines[2] = lines[2].replace("502,41,True", "502,,")
+    table.write_text("\n".join(lines) + "\n")
+    built = Built(Code15, tmp_path / "source")
+    assert built.rows.keys() == {"502", "503", "504"} and built.summary.broken == 1
+    assert (built.rows["502"]["sex"], built.rows["502"]["age"]) == (None, None)
+
+
 def test_code_15_in_tenths_of_millivolts(tmp_path: Path) -> None:
     layouts.code_15(tmp_path / "source")
     built = Built(Code15, tmp_path / "source", per_millivolt=10.0)
@@ -182,6 +194,15 @@ def test_mimic_iv_echo(tmp_path: Path) -> None:
     assert built.summary.left_out == {"no echocardiogram within 9 hours": 3}
     targets, _ = labels([row, other], TASKS["lvef_below_40"])
     assert targets.tolist() == [[1], [0]]
+
+
+def test_mimic_iv_echo_with_an_exam_without_a_time(tmp_path: Path) -> None:
+    layouts.mimic_iv_ecg(tmp_path / "ecg")
+    layouts.mimic_iv_echo(tmp_path / "echo")
+    table = tmp_path / "echo" / "echo-study-list.csv"
+    table.write_text(table.read_text().replace("2180-07-23 18:00:00", ""))
+    built = Built(MimicIvEcho, tmp_path / "echo", ecg_dir=str(tmp_path / "ecg"), window_hours=9.0)
+    assert built.rows.keys() == {"45090959"} and built.summary.left_out == {"no echocardiogram within 9 hours": 4}
 
 
 def test_mimic_iv_echo_without_any_known_measurement(tmp_path: Path) -> None:

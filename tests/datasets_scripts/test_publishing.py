@@ -88,6 +88,8 @@ def test_a_credentialed_data_set_is_not_published_unasked(hub: LoopbackHub, tmp_
     builder_class = credentialed(tmp_path)
     with pytest.raises(SystemExit, match=r"PermissionError: org/echo would be public.*--i-may-publish"):
         main(builder_class, [*arguments, "--public"])
+    with pytest.raises(SystemExit, match=r"PermissionError: org/echo would be public"):
+        main(PtbXl, [*arguments, "--public"])  # by the command of an open data set
     assert not hub.repos
     main(builder_class, arguments)
     assert hub.repos["dataset", "org/echo"].private
