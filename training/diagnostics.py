@@ -32,11 +32,12 @@ class CollapseWatch:
 
     least_spread: float = 0.02
     tolerance: float = 0.03
-    patience: int = 20
+    patience: int = 30
     suspicious: int = field(default=0, init=False)
 
     def check(self, ecg_spread: float, text_spread: float, contrastive_loss: float, batch: int):
-        """One step's figures, the batch being that of all processes."""
+        """One step's figures after the warm-up, during which any run looks like this; the batch is that of all
+        processes."""
         at_chance = abs(contrastive_loss - math.log(batch)) < self.tolerance * math.log(batch)
         collapsed = min(ecg_spread, text_spread) < self.least_spread
         self.suspicious = self.suspicious + 1 if at_chance and collapsed else 0

@@ -196,7 +196,10 @@ def train(
                 optimizer.zero_grad()
             progress.batch += 1
             seen += len(record_ids) * accelerator.num_processes
-            figures = step_figures(result, watch, per_process * accelerator.num_processes)
+            figures = step_figures(result)
+            if "spread_ecg" in figures and "contrastive_loss" in figures and progress.step >= settings.warmup_steps:
+                spreads = figures["spread_ecg"], figures["spread_text"]
+                watch.check(*spreads, figures["contrastive_loss"], per_process * accelerator.num_processes)
             sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()} | {
                 "batches": sums.get("batches", 0.0) + 1
             }
@@ -251,14 +254,12 @@ def stop_at_non_finite(batch: Mapping[str, torch.Tensor], loss: torch.Tensor, re
         raise NonFiniteError(f"the loss is {loss.item()} on a batch of records {', '.join(record_ids)}")
 
 
-def step_figures(result: Any, watch: CollapseWatch, batch: int) -> dict[str, float]:
+def step_figures(result: Any) -> dict[str, float]:
     """Loss parts, temperature and embedding spread of one batch."""
     figures = {name: value.item() for name, value in result.items() if "loss" in name or name == "code_perplexity"}
     if "logits_per_ecg" in result:
         figures["spread_ecg"] = embedding_spread(result.ecg_embeds)
         figures["spread_text"] = embedding_spread(result.text_embeds)
-        if "contrastive_loss" in result:
-            watch.check(figures["spread_ecg"], figures["spread_text"], figures["contrastive_loss"], batch)
     return figures
 
 

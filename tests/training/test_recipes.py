@@ -1,0 +1,136 @@
+"""MELP's stages, one after the other, on simulated ECGs: each goes on from the one before, and the result loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from synthetic import REPORTS, write_dataset
+from test_resume import SETTINGS
+from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, AutoTokenizer, BertForMaskedLM
+
+from ecgformers.datasets_scripts.rows import row_to_record
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
+from ecgformers.training import pretrain_ecg, pretrain_melp, pretrain_text
+from ecgformers.training.settings import build, parse_settings
+
+TEXT_MODEL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """All three stages, the text stage on reports and a text file."""
+    root = tmp_path_factory.mktemp("recipes")
+    data = str(write_dataset(root / "data", records=96))
+    (root / "lines.txt").write_text("\n".join(list(REPORTS.values()) * 20))
+    loop = {"batch_size": 16, "warmup_steps": 5, "learning_rate": 5e-3, "log_steps": 4}
+    encoder = SETTINGS["model"]
+    settings = {
+        "text": {
+            "data": [data, str(root / "lines.txt")],
+            "vocab_size": 60,
+            "model": TEXT_MODEL,
+            "loop": loop | {"output": str(root / "text"), "epochs": 8},
+        },
+        "ecg": SETTINGS | {"data": [data], "cache": str(root / "cache")},
+        "melp": {
+            "data": [data],
+            "text": str(root / "text" / "best"),
+            "ecg": str(root / "ecg" / "best"),
+            "processor": SETTINGS["processor"],
+            "model": {
+                "ecg_config": {"num_caption_queries": 4, "num_beat_queries": 4},
+                "decoder_num_hidden_layers": 1,
+                "decoder_num_attention_heads": 2,
+                "decoder_intermediate_size": 32,
+                "projection_dim": 16,
+                "num_frozen_text_layers": 0,
+            },
+            "cache": str(root / "cache"),
+            "validation": {"ptbxl_super": data},
+            "loop": loop | {"output": str(root / "melp"), "epochs": 5, "learning_rate": 1e-3},
+        },
+    }
+    settings["ecg"]["model"] = encoder
+    settings["ecg"]["loop"] = loop | {"output": str(root / "ecg"), "epochs": 2}
+    (root / "config.yaml").write_text(yaml.safe_dump(settings))
+    for recipe in (pretrain_text, pretrain_ecg, pretrain_melp):
+        recipe.main(["--config", str(root / "config.yaml")])
+    return root
+
+
+def figures(run: Path, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_the_text_stage_learns_masked_words(runs):
+    accuracy = figures(runs / "text", "validation_accuracy")
+    assert len(accuracy) == 8 and max(accuracy) > 0.3 > accuracy[0] - 0.2
+    tokenizer = AutoTokenizer.from_pretrained(runs / "text" / "best")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("sinus rhythm.").input_ids)[0] == "[BOS]"
+    assert BertForMaskedLM.from_pretrained(runs / "text" / "best").config.vocab_size == len(tokenizer)
+
+
+def test_the_aligned_model_starts_from_the_stages_before(runs):
+    config = AutoModel.from_pretrained(runs / "melp" / "best").config
+    stage = MelpEcgForPreTraining.from_pretrained(runs / "ecg" / "best").config
+    for name in ("conv_dim", "conv_kernel", "hidden_size", "num_hidden_layers"):
+        assert getattr(config.ecg_config, name) == getattr(stage, name)
+    assert config.text_config.hidden_size == TEXT_MODEL["hidden_size"] and config.text_config.is_decoder
+
+
+def test_alignment_learns_and_is_validated_zero_shot(runs):
+    loss = figures(runs / "melp", "loss")
+    assert loss[-1] < 0.9 * loss[0]
+    scores = figures(runs / "melp", "validation_ptbxl_super")
+    assert len(scores) == 5 and all(0 <= score <= 1 for score in scores)
+
+
+def test_the_result_loads_compares_and_writes(runs):
+    folder = runs / "melp" / "best"
+    record = row_to_record(load_dataset(str(runs / "data"), split="validation")[0])
+    processor = AutoProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        output = AutoModel.from_pretrained(folder)(**processor(record, text=list(REPORTS.values())))
+        ids = AutoModelForSpeechSeq2Seq.from_pretrained(folder).generate(**processor(record), max_new_tokens=8)
+    assert output.logits_per_ecg.shape == (1, 5)
+    assert isinstance(processor.batch_decode(ids, skip_special_tokens=True)[0], str)
+
+
+def test_settings_come_from_the_file_and_the_command_line(runs):
+    arguments = ["--config", str(runs / "config.yaml"), "loop.epochs=3", "loop.learning_rate=1e-4", "stream=5"]
+    settings = parse_settings(pretrain_ecg.EcgSettings, "ecg", "", arguments)
+    assert settings.loop.epochs == 3 and settings.loop.learning_rate == 1e-4 and settings.stream == 5
+    assert settings.loop.batch_size == 16 and settings.processor == SETTINGS["processor"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": ["x"], "loop": {"output": "x", "epoch": 3}}, r"unknown settings loop\.epoch; .*epochs"),
+        ({"loop": {"output": "x"}}, "settings missing: data"),
+        ({"data": ["x"], "loop": {}}, r"settings missing: loop\.output"),
+    ],
+)
+def test_a_wrong_setting_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        build(pretrain_ecg.EcgSettings, values)
+
+
+def test_the_published_recipe_is_complete():
+    config = str(Path(pretrain_melp.__file__).parent / "configs" / "melp.yaml")
+    melp = parse_settings(pretrain_melp.MelpSettings, "melp", "", ["--config", config])
+    ecg = parse_settings(pretrain_ecg.EcgSettings, "ecg", "", ["--config", config])
+    text = parse_settings(pretrain_text.TextSettings, "text", "", ["--config", config])
+    assert (melp.loop.learning_rate, melp.loop.weight_decay, tuple(melp.loop.betas)) == (2e-4, 0.2, (0.9, 0.95))
+    assert melp.loop.warmup_steps > 0 and melp.augmentation.lead_drop == ecg.augmentation.lead_drop == 0.5
+    assert len(melp.validation) == 6 and text.mask_probability == 0.15
