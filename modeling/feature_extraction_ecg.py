@@ -27,7 +27,7 @@ from .quality_ecg import (
     longest_run,
     saturated_leads,
 )
-from .record_ecg import to_millivolts
+from .record_ecg import check_sampling_rate, to_millivolts
 
 POLICIES = {
     "missing_leads": ("error", "zero_fill"),
@@ -397,8 +397,7 @@ def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index
         sampling_rate, lead_names, item = item.sampling_rate, item.lead_names, item.signal
     if sampling_rate is None:
         raise ValueError(f"{source}: the sampling rate is not known.  Give sampling_rate in Hz.")
-    if not 0 < sampling_rate < np.inf:
-        raise ValueError(f"{source}: sampling_rate must be a positive number of Hz, not {sampling_rate}.")
+    check_sampling_rate(sampling_rate, source)
     if lead_names is None:
         raise ValueError(f"{source}: the leads are not known.  Give lead_names, one a row, in the order of the rows.")
     if torch.is_tensor(item):

@@ -51,9 +51,7 @@ class EcgRecord:
         for i, name in enumerate(self.lead_names):
             if name in self.lead_names[:i]:
                 raise EcgReadError(f"{self.source}: lead {name} occurs twice; leads are told apart by name")
-        rate = self.sampling_rate
-        if isinstance(rate, bool) or not isinstance(rate, Real) or not (math.isfinite(rate) and rate > 0):
-            raise EcgReadError(f"{self.source}: the sampling rate must be a positive number of Hz, not {rate!r}")
+        check_sampling_rate(self.sampling_rate, self.source)
         infinite = np.isinf(self.signal).any(axis=1)
         if infinite.any():
             raise EcgReadError(f"{self.source}: lead {self.lead_names[infinite.argmax()]} holds infinite values")
@@ -82,6 +80,12 @@ def check_shape(signal: np.ndarray, lead_names: Sequence[str], source: str) -> N
     if len(lead_names) != shape[0]:
         hint = "; is it transposed?  Pass signal.T" if len(lead_names) == shape[1] else ""
         raise EcgReadError(f"{source}: {len(lead_names)} lead names for {shape[0]} leads{hint}")
+
+
+def check_sampling_rate(rate: Any, source: str) -> None:
+    """Raise `EcgReadError` where `rate` is no positive number."""
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not (math.isfinite(rate) and rate > 0):
+        raise EcgReadError(f"{source}: the sampling rate must be a positive number of Hz, not {rate!r}")
 
 
 def millivolts(unit: str) -> float:

@@ -333,6 +333,7 @@ def test_what_the_model_does_not_use_is_not_judged():
         ((make_ecg(), None, STANDARD_LEADS), "record 0: the sampling rate is not known.*Give sampling_rate"),
         ((make_ecg(), 0, STANDARD_LEADS), "positive number of Hz"),
         ((make_ecg(), float("nan"), STANDARD_LEADS), "positive number of Hz"),
+        ((make_ecg(), "500", STANDARD_LEADS), "positive number of Hz, not '500'"),
         ((make_ecg(), 500), "the leads are not known.*Give lead_names"),
         ((make_ecg().T, 500, STANDARD_LEADS), "12 lead names for 5000 leads; is it transposed"),
         ((make_ecg()[0], 500, STANDARD_LEADS), "shape"),
