@@ -17,7 +17,7 @@ def classification_summary(
     targets: ArrayLike,
     scores: ArrayLike,
     classes: Sequence[str] | None = None,
-    patients: Sequence[Any] | None = None,
+    patients: Sequence[Any] | np.ndarray | None = None,
     thresholds: ArrayLike | None = None,
     are_probabilities: bool = False,
     resamples: int = 1000,
@@ -42,32 +42,32 @@ def classification_summary(
     runs = np.asarray(scores, np.float64)
     runs = runs if runs.ndim == 3 else runs[None]  # (runs, n, classes)
     for run in runs:
-        targets, _ = check_scores(targets, run)
-    names = [str(index) for index in range(targets.shape[1])] if classes is None else list(classes)
-    if len(names) != targets.shape[1]:
-        raise ValueError(f"{len(names)} class names for {targets.shape[1]} classes")
-    patients = np.arange(len(targets)) if patients is None else np.asarray(patients)
-    if len(patients) != len(targets):
-        raise ValueError(f"{len(patients)} patients for {len(targets)} records")
-    patient_count = len(np.unique(patients))
-    counts = resample_counts(patients, resamples, seed) if resamples and patient_count > 1 else None
+        labels, _ = check_scores(targets, run)  # (n, classes)
+    names = [str(index) for index in range(labels.shape[1])] if classes is None else list(classes)
+    if len(names) != labels.shape[1]:
+        raise ValueError(f"{len(names)} class names for {labels.shape[1]} classes")
+    patient_of = np.arange(len(labels)) if patients is None else np.asarray(patients)
+    if len(patient_of) != len(labels):
+        raise ValueError(f"{len(patient_of)} patients for {len(labels)} records")
+    patient_count = len(np.unique(patient_of))
+    counts = resample_counts(patient_of, resamples, seed) if resamples and patient_count > 1 else None
 
     metrics: dict[str, list[Callable[..., np.ndarray]]] = {  # one function a run
-        "auroc": [partial(auroc, targets, run) for run in runs],
-        "average_precision": [partial(average_precision, targets, run) for run in runs],
-        "best_f1": [partial(best_f1, targets, run) for run in runs],
+        "auroc": [partial(auroc, labels, run) for run in runs],
+        "average_precision": [partial(average_precision, labels, run) for run in runs],
+        "best_f1": [partial(best_f1, labels, run) for run in runs],
     }
     if thresholds is not None:
         limits = np.broadcast_to(np.nan_to_num(np.asarray(thresholds, np.float64), nan=np.inf), runs[:, 0].shape)
         decisions = runs >= limits[:, None]
-        metrics["balanced_accuracy"] = [partial(balanced_accuracy, targets, run) for run in decisions]
+        metrics["balanced_accuracy"] = [partial(balanced_accuracy, labels, run) for run in decisions]
     if are_probabilities:
-        metrics["brier_score"] = [partial(brier_score, targets, run) for run in runs]
-        metrics["calibration_error"] = [partial(calibration_error, targets, run) for run in runs]
+        metrics["brier_score"] = [partial(brier_score, labels, run) for run in runs]
+        metrics["calibration_error"] = [partial(calibration_error, labels, run) for run in runs]
 
     figures: dict[str, Any] = {}
     by_class: dict[str, dict[str, Any]] = {
-        name: {"positives": int(positives)} for name, positives in zip(names, targets.sum(0), strict=True)
+        name: {"positives": int(positives)} for name, positives in zip(names, labels.sum(0), strict=True)
     }
     for metric_name, functions in metrics.items():
         values = _mean(function() for function in functions)  # (classes,)
@@ -76,14 +76,14 @@ def classification_summary(
         for index, name in enumerate(names):
             by_class[name][metric_name] = as_figure(values[index], None if resampled is None else resampled[:, index])
     for ranking in (auroc, average_precision):
-        together = [partial(micro, ranking, targets, run) for run in runs]
+        together = [partial(micro, ranking, labels, run) for run in runs]
         resampled = None if counts is None else _mean(function(counts) for function in together)
         figures[f"{ranking.__name__}_micro"] = as_figure(_mean(function() for function in together), resampled)
-    figures["auroc_macro_of_runs"] = [as_figure(macro(auroc(targets, run)), None)["value"] for run in runs]
+    figures["auroc_macro_of_runs"] = [as_figure(macro(auroc(labels, run)), None)["value"] for run in runs]
 
-    left_out = left_out_classes(targets, names)
+    left_out = left_out_classes(labels, names)
     return {
-        "records": len(targets),
+        "records": len(labels),
         "patients": patient_count,
         **figures,
         "classes": by_class,

@@ -177,7 +177,7 @@ def matrix(lines: list[dict[str, Any]]) -> list[str]:
         own = (line["task"], line["protocol"])
         for column in [own] if own in columns else columns:
             if column[0] == line["task"]:
-                cells[(line["method"], *column)] = format_figure(line)
+                cells[line["method"], column[0], column[1]] = format_figure(line)
     header = ["method", *(": ".join(filter(None, column)) for column in columns)]
     methods = dict.fromkeys(line["method"] for line in lines)
     rows = [[method, *(cells.get((method, *column), "") for column in columns)] for method in methods]

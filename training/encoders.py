@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoModel
 
 from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import row_to_record
@@ -61,7 +61,7 @@ class HubEncoder:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         feature_extractor: Any,
         device: str | None = None,
         outputs: Sequence[str] = ("pooler_output",),

@@ -137,15 +137,14 @@ def make_trainer(
     folder: Path,
 ) -> Trainer:
     """A Trainer that keeps the epoch with the best macro AUROC on the validation set."""
+    trained: Any = model
     if options.lora:
         from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(r=options.lora, lora_alpha=2 * options.lora, target_modules="all-linear")
         lora.modules_to_save = ["classifier"]
-        model = get_peft_model(model, lora)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, options.learning_rate, options.layer_decay, options.weight_decay)
-    )
+        trained = get_peft_model(model, lora)
+    groups = parameter_groups(trained, options.learning_rate, options.layer_decay, options.weight_decay)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=options.batch_size,
@@ -170,14 +169,14 @@ def make_trainer(
         seed=options.seed,
     )
     return Trainer(
-        model,
+        trained,
         arguments,
         train_dataset=train_set,
         eval_dataset=validation_set,
         compute_metrics=validation_auroc,
         compute_loss_func=BalancedLoss(train_set.targets) if options.balance else None,
         callbacks=[EarlyStoppingCallback(options.patience)],
-        optimizers=(optimizer, None),
+        optimizers=(torch.optim.AdamW(groups), None),
     )
 
 

@@ -72,7 +72,7 @@ def fit_probes(
                 args=(penalty,),
                 jac=True,
                 method="L-BFGS-B",
-                options={"maxiter": 1000, "gtol": 1e-4, "ftol": 1e-9},
+                options={"maxiter": 1000, "gtol": 3e-4, "ftol": 1e-9},
             )
             parameters = found.x.reshape(shape)
         weight, bias = np.zeros((features.shape[1], targets.shape[1])), prior.copy()

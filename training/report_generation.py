@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.metrics.bootstrap import resample_counts
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> Table:
 
 
 @torch.inference_mode()
-def write_reports(model: PreTrainedModel, processor: Any, data: RecordData, options: argparse.Namespace) -> list[str]:
+def write_reports(model: Any, processor: Any, data: RecordData, options: argparse.Namespace) -> list[str]:
     """The model's report of every record."""
     reports: list[str] = []
     with quality_warnings_together(), tqdm(total=len(data), desc="Writing reports", unit=" ECGs", delay=2) as bar:

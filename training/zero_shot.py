@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoModel, AutoProcessor
 
 from ecgformers.datasets_scripts.tasks import LANGUAGES, prompts
 from ecgformers.metrics.ranking import auroc, macro
@@ -56,13 +56,13 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     return table
 
 
-def embedding_names(model: PreTrainedModel) -> tuple[str, ...]:
+def embedding_names(model: Any) -> tuple[str, ...]:
     """The outputs of the ECG tower that texts are compared with; the text tower's are named alike."""
     return ("ecg_embeds", "ecg_logvar") if model.config.model_type == "echoing_ecg" else ("ecg_embeds",)
 
 
 @torch.no_grad()
-def embed_texts(model: PreTrainedModel, processor: Any, texts: Mapping[str, list[str]]) -> torch.Tensor:
+def embed_texts(model: Any, processor: Any, texts: Mapping[str, list[str]]) -> torch.Tensor:
     """The embeddings of all prompts, class by class: (prompts, features)."""
     names = [name.replace("ecg", "text") for name in embedding_names(model)]
     prompts_of_all = [text for class_texts in texts.values() for text in class_texts]
@@ -74,16 +74,16 @@ def embed_texts(model: PreTrainedModel, processor: Any, texts: Mapping[str, list
     return torch.cat(features)
 
 
-def similarity(model: PreTrainedModel, ecg: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def similarity(model: Any, ecg: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """(ECGs, texts): minus the distance where embeddings are Gaussians, the cosine otherwise."""
     if len(embedding_names(model)) == 2:
-        return -pairwise_distance(*ecg.chunk(2, dim=-1), *text.chunk(2, dim=-1), model.config.distance)
+        ecg_mean, ecg_logvar = ecg.chunk(2, dim=-1)
+        text_mean, text_logvar = text.chunk(2, dim=-1)
+        return -pairwise_distance(ecg_mean, ecg_logvar, text_mean, text_logvar, model.config.distance)
     return ecg @ text.T
 
 
-def zero_shot_scores(
-    model: PreTrainedModel, ecg: torch.Tensor, text: torch.Tensor, texts: Mapping[str, list[str]]
-) -> np.ndarray:
+def zero_shot_scores(model: Any, ecg: torch.Tensor, text: torch.Tensor, texts: Mapping[str, list[str]]) -> np.ndarray:
     """Scores (n, classes): mean similarity with each class's prompts.
 
     Args:
@@ -98,7 +98,7 @@ def zero_shot_scores(
 
 @torch.no_grad()
 def zero_shot_auroc(
-    model: PreTrainedModel,
+    model: Any,
     processor: Any,
     batches: Iterable[Mapping[str, Any]],
     targets: np.ndarray,

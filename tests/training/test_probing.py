@@ -25,7 +25,7 @@ def test_the_optimum_is_that_of_scikit_learn(problem, penalty):
         reference = LogisticRegression(C=1 / (penalty * len(features)), tol=1e-8, max_iter=10_000).fit(
             standard, target
         )
-        np.testing.assert_allclose(probe.weight[:, index], reference.coef_[0], atol=5e-3)
+        np.testing.assert_allclose(probe.weight[:, index], reference.coef_[0], atol=2e-2)
         np.testing.assert_allclose(probe(features)[:, index], reference.predict_proba(standard)[:, 1], atol=5e-3)
 
 
