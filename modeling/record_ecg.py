@@ -84,7 +84,7 @@ def check_shape(signal: np.ndarray, lead_names: Sequence[str], source: str) -> N
 
 def check_sampling_rate(rate: Any, source: str) -> None:
     """Raise `EcgReadError` where `rate` is no positive number."""
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not (math.isfinite(rate) and rate > 0):
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) < math.inf:
         raise EcgReadError(f"{source}: the sampling rate must be a positive number of Hz, not {rate!r}")
 
 
