@@ -125,8 +125,8 @@ def train(
     num_records: int,
     make_batches: Callable[[int, int], Iterable[dict[str, Any]]],
     settings: LoopSettings,
-    save_model: Callable[[torch.nn.Module, Path], None],
-    evaluate: Callable[[torch.nn.Module], dict[str, float]],
+    save_model: Callable[[Any, Path], None],
+    evaluate: Callable[[Any], dict[str, float]],
     score: str,
 ) -> Path:
     """Train `model`, whose forward takes a batch and returns an output with `loss` (and named parts).
@@ -156,7 +156,9 @@ def train(
     evaluation_steps = {round(steps_per_epoch * part / parts) for part in range(1, parts + 1)}
 
     optimizer = torch.optim.AdamW(
-        decay_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=tuple(settings.betas)
+        decay_groups(model, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=(settings.betas[0], settings.betas[1]),
     )
     scheduler = LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, settings.warmup_steps, int(total_steps), settings.decay)
@@ -211,7 +213,7 @@ def train(
             if progress.step % settings.log_steps == 0:
                 count = sums.pop("batches")
                 figures = {name: value / count for name, value in sums.items()}
-                figures["learning_rate"] = scheduler.get_last_lr()[0]
+                figures["learning_rate"] = float(scheduler.get_last_lr()[0])
                 figures["records_per_second"] = seen / (time.perf_counter() - started)
                 log(accelerator, output, progress, figures)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
