@@ -44,6 +44,7 @@ _CLASSES: dict[type[PreTrainedConfig], dict[Any, type]] = {
     },
     MelpEcgConfig: {
         AutoFeatureExtractor: EcgFeatureExtractor,
+        AutoProcessor: EcgFeatureExtractor,  # the tower alone has no text to tokenize
         AutoModel: MelpEcgModel,
         AutoModelForPreTraining: MelpEcgForPreTraining,
         AutoModelForSequenceClassification: MelpEcgForSequenceClassification,

@@ -11,8 +11,10 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
 )
 
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_melp import (
     MelpForConditionalGeneration,
     MelpForSequenceClassification,
@@ -311,6 +313,12 @@ def test_every_class_loads_from_the_whole_model(model, tmp_path):
         assert isinstance(classifier, MelpForSequenceClassification)
         assert torch.equal(classifier.ecg_model(ecg).ecg_embeds, expected.ecg_embeds)
     assert classifier(ecg).logits.shape == (2, 5)
+
+
+def test_the_tower_alone_has_a_processor(model, tmp_path):
+    model.ecg_model.save_pretrained(tmp_path)
+    EcgFeatureExtractor(normalization="min_max").save_pretrained(tmp_path)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), EcgFeatureExtractor)
 
 
 def test_the_tower_alone_becomes_a_classifier(model, tmp_path):
