@@ -181,7 +181,7 @@ def train(
     sums: dict[str, float] = {}
     started, seen = time.perf_counter(), 0
     bar = tqdm(total=int(total_steps), initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    done = progress.step >= total_steps
+    done = progress.step >= total_steps or 0 < settings.patience <= progress.evaluations_since_best
     while not done:
         for batch in itertools.islice(make_batches(progress.epoch, progress.batch), batches - progress.batch):
             record_ids = batch.pop("record_ids")

@@ -124,6 +124,19 @@ def test_patience_stops_early(tmp_path):
     assert [line["score"] for line in logged(tmp_path) if "score" in line] == [0.5, 0.4, 0.3]
 
 
+def test_a_run_that_stopped_early_does_not_go_on_when_resumed(tmp_path):
+    run(tmp_path, epochs=10, patience=1, score=[0.5, 0.4, 0.9])
+    before = logged(tmp_path)
+    run(tmp_path, epochs=10, patience=1, score=[0.9], resume=True)
+    assert logged(tmp_path) == before
+
+
+def test_tensorboard_gets_the_figures(tmp_path):
+    run(tmp_path, epochs=1, trackers=["tensorboard"])
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    assert b"spread_ecg" in events.read_bytes()
+
+
 def test_several_evaluations_an_epoch(tmp_path):
     run(tmp_path, epochs=1, evaluations_per_epoch=4)
     assert [line["step"] for line in logged(tmp_path) if "score" in line] == [1, 2, 3, 4]
