@@ -4,9 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start: sums in one order, equal to the bit
+
 import huggingface_hub.constants
 import pytest
+import torch
 from loopback_hub import LoopbackHub
+
+torch.set_num_threads(1)
 
 
 def _folder_fixture(variable: str, what: str):
