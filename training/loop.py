@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,6 @@ class Progress:
     step: int = 0  # optimiser steps
     best_score: float = -math.inf
     evaluations_since_best: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -223,7 +222,8 @@ def train(
                 figures = evaluate(accelerator.unwrap_model(model))
                 log(accelerator, output, progress, figures)
                 bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-                progress.history.append({"step": progress.step, **figures})
+                if not math.isfinite(figures[score]):
+                    raise NonFiniteError(f"{score} is {figures[score]}: the validation data cannot measure it")
                 progress.evaluations_since_best += 1
                 if figures[score] > progress.best_score:
                     progress.best_score, progress.evaluations_since_best = figures[score], 0

@@ -154,6 +154,11 @@ def test_a_loss_that_is_not_finite_names_the_batch():
         loop.stop_at_non_finite({}, torch.tensor(math.nan), ["a", "b"])
 
 
+def test_a_score_that_cannot_be_measured_stops(tmp_path):
+    with pytest.raises(NonFiniteError, match="score is nan: the validation data"):
+        run(tmp_path, score=[math.nan])
+
+
 def test_only_the_newest_checkpoints_remain_and_partial_ones_do_not_count(tmp_path):
     run(tmp_path, save_steps=3, keep=2)
     found = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
