@@ -197,7 +197,7 @@ def train(
                 optimizer.zero_grad()
             progress.batch += 1
             seen += len(record_ids) * accelerator.num_processes
-            figures = step_figures(result)
+            figures = step_figures(accelerator.unwrap_model(model), result)
             if "spread_ecg" in figures and "contrastive_loss" in figures and progress.step >= settings.warmup_steps:
                 spreads = figures["spread_ecg"], figures["spread_text"]
                 watch.check(*spreads, figures["contrastive_loss"], per_process * accelerator.num_processes)
@@ -256,9 +256,11 @@ def stop_at_non_finite(batch: Mapping[str, torch.Tensor], loss: torch.Tensor, re
         raise NonFiniteError(f"the loss is {loss.item()} on a batch of records {', '.join(record_ids)}")
 
 
-def step_figures(result: Any) -> dict[str, float]:
+def step_figures(model: Any, result: Any) -> dict[str, float]:
     """Loss parts, temperature and embedding spread of one batch."""
     figures = {name: value.item() for name, value in result.items() if "loss" in name or name == "code_perplexity"}
+    if hasattr(model, "logit_scale"):
+        figures["temperature"] = math.exp(-model.logit_scale.item())
     if "logits_per_ecg" in result:
         figures["spread_ecg"] = embedding_spread(result.ecg_embeds)
         figures["spread_text"] = embedding_spread(result.text_embeds)

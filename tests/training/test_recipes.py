@@ -91,6 +91,7 @@ def test_the_aligned_model_starts_from_the_stages_before(runs):
 def test_alignment_learns_and_is_validated_zero_shot(runs):
     loss = figures(runs / "melp", "loss")
     assert loss[-1] < 0.9 * loss[0]
+    assert figures(runs / "melp", "temperature")[0] == pytest.approx(0.07, rel=0.05)
     scores = figures(runs / "melp", "validation_ptbxl_super")
     assert len(scores) == 5 and all(0 <= score <= 1 for score in scores)
 
