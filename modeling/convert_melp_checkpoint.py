@@ -35,12 +35,11 @@ from .checkpoint_ecg import (
 )
 from .configuration_melp import MelpConfig, MelpEcgConfig
 from .feature_extraction_ecg import EcgFeatureExtractor
+from .leads_ecg import MELP_LEADS
 from .modeling_melp import MelpModel
 from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgModel
 from .processing_ecg import EcgProcessor
 from .tokenization_melp import as_report_tokenizer, special_token_settings
-
-MELP_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # MIMIC-IV-ECG: aVF first
 
 _ENCODER: KeyTable = [
     (r"ecg_encoder\.mask_emb", r"encoder.mask_embedding"),

@@ -32,8 +32,8 @@ from .checkpoint_ecg import (
     with_prefix,
 )
 from .configuration_merl import MerlConfig
-from .convert_melp_checkpoint import MELP_LEADS
 from .feature_extraction_ecg import EcgFeatureExtractor
+from .leads_ecg import MELP_LEADS
 from .modeling_merl import MerlModel
 from .processing_ecg import EcgProcessor
 

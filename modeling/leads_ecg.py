@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+MELP_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # MIMIC-IV-ECG: aVF first
 
 # Each limb lead as a linear combination (of I, of II): Einthoven I + III = II, and Goldberger
 # aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2.  Any two of the six determine the other four.

@@ -5,6 +5,9 @@ from typing import Any
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+# The special tokens of a vocabulary of one's own, as keyword arguments of a fast tokenizer: BERT's, and [BOS].
+SPECIAL_TOKENS = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK", "BOS")}
+
 
 def as_report_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int = 127) -> PreTrainedTokenizerFast:
     """A tokenizer that writes `[BOS] report [SEP]`, padded on the right, from a BERT-like one (adds `[BOS]`).

@@ -27,8 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 from ecgformers.datasets_scripts.tasks import TASKS, prompts
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
 from ecgformers.modeling.configuration_melp import MelpConfig
-from ecgformers.modeling.convert_melp_checkpoint import MELP_LEADS
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.leads_ecg import MELP_LEADS
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.pipelines_ecg import prompt_scores
@@ -37,7 +37,7 @@ from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.reading_ecg import read_ecg
 from ecgformers.modeling.record_ecg import EcgRecord
 from ecgformers.modeling.rhythm_ecg import heart_rate
-from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
+from ecgformers.modeling.tokenization_melp import SPECIAL_TOKENS, as_report_tokenizer, special_token_settings
 
 FINDINGS = ("ptbxl_super", "ptbxl_rhythm")
 
@@ -59,10 +59,9 @@ def describe(record: EcgRecord) -> float | None:
 def save_untrained(folder: Path):
     """Small models of both kinds with random weights, as folders like those on the Hub."""
     torch.manual_seed(0)
-    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK", "BOS")}
-    vocabulary = {word: index for index, word in enumerate([*special.values(), ".", "sinus", "rhythm"])}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS.values(), ".", "sinus", "rhythm"])}
     words = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer = as_report_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words, **special))
+    tokenizer = as_report_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL_TOKENS))
     text_config: dict[str, Any] = {
         "vocab_size": len(vocabulary),
         "hidden_size": 64,

@@ -27,12 +27,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ecgformers.modeling.tokenization_melp import as_report_tokenizer
+from ecgformers.modeling.tokenization_melp import SPECIAL_TOKENS, as_report_tokenizer
 from ecgformers.training.loading import clean_report, map_batches, stable_hash
 from ecgformers.training.loop import LoopSettings, make_accelerator, train
 from ecgformers.training.settings import parse_settings
-
-SPECIAL = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK", "BOS")}
 
 
 @dataclass
@@ -67,10 +65,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL.values()), show_progress=False
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
 
 
 @dataclass
