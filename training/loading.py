@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,10 +156,16 @@ def _prepare_batch(rows: Mapping[str, Sequence[Any]], extractor: EcgFeatureExtra
     return result
 
 
-def clean_report(report: str) -> str:
-    """Lower case, single spaces, a full stop at the end (the rules of MELP's reports)."""
+def clean_report(report: str, remove: Sequence[str] = ()) -> str:
+    """Lower case, single spaces, a full stop at the end (the rules of MELP's reports).
+
+    Args:
+        remove: patterns of what is no part of a report (a machine's version, notes of editors), taken out first.
+    """
+    for pattern in remove:
+        report = re.sub(pattern, " ", report, flags=re.IGNORECASE)
     text = " ".join(report.lower().split())
-    return text if text.endswith(".") else f"{text}."
+    return text if not text or text.endswith(".") else f"{text}."
 
 
 def stable_hash(text: str) -> int:
@@ -304,13 +311,14 @@ class EcgTextCollator:
     augmentation: Augmentation
     seed: int
     epoch: int
+    remove: Sequence[str] = ()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rate = self.processor.feature_extractor.sampling_rate
         ecgs = [self.augmentation(row, rate, record_rng(self.seed, self.epoch, str(row["record_id"]))) for row in rows]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a report longer than the model takes is cut
-            text = self.processor(text=[str(row["report"]) for row in rows])
+            text = self.processor(text=[clean_report(str(row["report"]), self.remove) for row in rows])
         return {
             **{name: torch.stack([ecg[name] for ecg in ecgs]) for name in ECG_COLUMNS},
             "input_ids": text["input_ids"],

@@ -35,11 +35,13 @@ from ecgformers.training.settings import parse_settings
 
 @dataclass
 class TextSettings:
-    """data: sources; column: of data sets; start: a model to go on from; model: fields of BertConfig."""
+    """data: sources; column: of data sets; remove: patterns taken out of every text; start: a model to go on from;
+    model: fields of BertConfig."""
 
     data: Sequence[str]
     loop: LoopSettings
     column: str = "report"
+    remove: Sequence[str] = ()
     start: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     vocab_size: int = 30522
@@ -47,16 +49,16 @@ class TextSettings:
     mask_probability: float = 0.15
 
 
-def load_texts(sources: Sequence[str], column: str, split: str) -> list[str]:
+def load_texts(sources: Sequence[str], column: str, split: str, remove: Sequence[str] = ()) -> list[str]:
     """All texts of a split, cleaned; text files have no validation split: every 20th line is theirs."""
     texts: list[str] = []
     for source in sources:
         if Path(source).is_file():
             lines = Path(source).read_text().splitlines()
-            texts += [line for i, line in enumerate(lines) if line.strip() and (i % 20 == 0) == (split != "train")]
+            texts += [line for i, line in enumerate(lines) if (i % 20 == 0) == (split != "train")]
         else:
             texts += [text for text in load_dataset(source, split=split)[column] if text]
-    return [clean_report(text) for text in texts]
+    return [text for text in (clean_report(text, remove) for text in texts) if text]
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -121,7 +123,7 @@ def save(tokenizer: PreTrainedTokenizerFast, model: BertForMaskedLM, folder: Pat
 def main(arguments: Sequence[str] | None = None):
     settings = parse_settings(TextSettings, "text", __doc__, arguments)
     accelerator: Accelerator = make_accelerator(settings.loop)
-    texts = load_texts(settings.data, settings.column, "train")
+    texts = load_texts(settings.data, settings.column, "train", settings.remove)
     if settings.start:
         tokenizer = AutoTokenizer.from_pretrained(settings.start)
     else:
@@ -139,7 +141,7 @@ def main(arguments: Sequence[str] | None = None):
         return MaskedTextCollator(tokenizer, settings.mask_probability, settings.loop.seed, epoch)
 
     loop = settings.loop
-    validation = Dataset.from_dict({"text": load_texts(settings.data, settings.column, "validation")})
+    validation = Dataset.from_dict({"text": load_texts(settings.data, settings.column, "validation", settings.remove)})
     batches = map_batches(
         Dataset.from_dict({"text": texts}),
         make_collator,

@@ -1,0 +1,113 @@
+"""What the recipes share that align ECGs with reports: the pairs, zero-shot validation, the saved folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from ecgformers.datasets_scripts.tasks import TASKS, labels, prompts
+from ecgformers.modeling.processing_ecg import EcgProcessor
+from ecgformers.training.loading import (
+    ECG_COLUMNS,
+    Augmentation,
+    EcgTextCollator,
+    clean_report,
+    load_split,
+    prepare,
+    training_batches,
+)
+from ecgformers.training.loop import LoopSettings, train
+from ecgformers.training.zero_shot import zero_shot_auroc
+
+
+@dataclass
+class AlignmentSettings:
+    """data: sources with reports; text: folder of a trained text stage; processor: settings of EcgFeatureExtractor;
+    model: fields of the model's configuration; remove: patterns (regular expressions, without regard to case) taken
+    out of every report; min_words: shorter reports are left out; validation: task -> the data set on whose validation
+    split it is measured, zero-shot; stream: read so many training records an epoch on the way, 0: prepare all of them
+    first."""
+
+    data: Sequence[str]
+    loop: LoopSettings
+    text: str = ""
+    tokenizer: str = ""
+    processor: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(lead_drop=0.5))
+    remove: Sequence[str] = ()
+    min_words: int = 1
+    validation: dict[str, str] = field(default_factory=dict)
+    stream: int = 0
+    cache: str = ".cache/prepared"
+
+
+def align(settings: AlignmentSettings, accelerator: Accelerator, model: Any, processor: EcgProcessor) -> Path:
+    """Train `model` on pairs of ECG and report; the folder of the model with the best mean zero-shot AUROC.
+
+    Raises:
+        ValueError: no validation task is named.
+    """
+    if not settings.validation:
+        raise ValueError(
+            "validation is empty: name at least one task and its data set, e.g. validation.ptbxl_super=DIR"
+        )
+    remove, loop, cache = tuple(settings.remove), settings.loop, Path(settings.cache)
+
+    def has_report(report: str | None) -> bool:
+        return len(clean_report(report or "", remove).split()) >= max(1, settings.min_words)
+
+    num_records, batches = training_batches(
+        settings.data,
+        processor.feature_extractor,
+        partial(EcgTextCollator, processor, settings.augmentation, loop.seed, remove=remove),
+        cache,
+        loop,
+        accelerator,
+        settings.stream,
+        lambda rows: rows.filter(has_report, input_columns="report"),
+    )
+    with accelerator.main_process_first():
+        validation = {
+            task: prepare(load_split([source], "validation"), processor.feature_extractor, cache)
+            for task, source in settings.validation.items()
+        }
+    accelerator.print(f"{num_records} pairs, {model.num_parameters():,} parameters")
+    return train(
+        accelerator,
+        model,
+        num_records,
+        batches,
+        loop,
+        partial(save, processor),
+        lambda trained: validate(trained, processor, validation),
+        score="validation_auroc",
+    )
+
+
+def validate(
+    model: Any, processor: EcgProcessor, datasets: Mapping[str, Dataset], batch_size: int = 128
+) -> dict[str, float]:
+    """Macro AUROC of zero-shot classification for each task on its prepared data set, and their mean."""
+    figures = {}
+    for task, dataset in datasets.items():
+        targets, takes_part = labels(dataset.with_format(None).remove_columns(list(ECG_COLUMNS)), TASKS[task])
+        records = dataset.select(np.flatnonzero(takes_part))
+        batches = (
+            {name: torch.from_numpy(np.asarray(rows[name])) for name in ECG_COLUMNS}
+            for rows in records.iter(batch_size)
+        )
+        texts = prompts(TASKS[task])
+        figures[f"validation_{task}"] = zero_shot_auroc(model, processor, batches, targets[takes_part], texts)
+    return figures | {"validation_auroc": sum(figures.values()) / len(figures)}
+
+
+def save(processor: EcgProcessor, model: Any, folder: Path):
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
