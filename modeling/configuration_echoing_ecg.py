@@ -26,6 +26,7 @@ class EchoingEcgConfig(PreTrainedConfig):
         distance: the distance d between two Gaussians, see `ProbabilisticMatchingLoss`.
         smoothness: weight of the pseudo-positive terms of the loss.
         vib_beta: weight of the loss's KL regulariser.
+        echo_loss_weight: weight of the loss on echo studies; that on texts has 1.
         freeze_encoder: train only the classifier of `EchoingEcgForSequenceClassification`.
     """
 
@@ -45,6 +46,7 @@ class EchoingEcgConfig(PreTrainedConfig):
     distance: str = "csd"
     smoothness: float | int = 0.1
     vib_beta: float | int = 1e-4
+    echo_loss_weight: float | int = 1.0
     freeze_encoder: bool = False
 
     def __post_init__(self, **kwargs):

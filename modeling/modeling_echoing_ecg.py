@@ -101,7 +101,8 @@ class EchoingEcgOutput(ModelOutput):
     """ECGs and what they are compared with, and the loss when it was asked for.
 
     Args:
-        loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss; the parts are unweighted.
+        loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss, times `echo_loss_weight` for echo
+            studies; the parts are unweighted.
         match_loss, pseudo_positive_loss, vib_loss: see `ProbabilisticMatchingLoss`.
         logits_per_ecg: (ECGs, texts) or (ECGs, studies), -a distance + b; its sigmoid is the match probability.
         logits_per_text: (texts, ECGs), the transpose; None when the ECGs were compared with echo studies.
@@ -309,6 +310,7 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         echo_embeds: torch.Tensor | None = None,
         echo_logvar: torch.Tensor | None = None,
+        study_ids: torch.Tensor | None = None,
         matched: torch.Tensor | None = None,
         return_loss: bool = False,
         **kwargs,
@@ -318,8 +320,9 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
             input_values, lead_mask, sample_mask: ECGs, see `EchoingEcgEncoder.forward`.
             input_ids, attention_mask: the texts to compare them with, see `get_text_features`; or
             echo_embeds, echo_logvar: (studies, projection_dim), the Gaussians of echo studies (`study_gaussian`).
+            study_ids: (studies,) integers, equal where several ECGs come with the same study.
             matched: (ECGs, texts or studies) of all processes, 1 where they belong together (`matched_by_id`).  By
-                default ECG i belongs with text i and every text equal to it, or with study i.
+                default ECG i belongs with text i and every text equal to it, or with study i and those of its id.
             return_loss: compute the loss (PCME++), over the batches of all processes.
 
         Raises:
@@ -359,8 +362,10 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
                 )
             if matched is None and input_ids is not None:
                 matched = _matched_by_text(input_ids, attention_mask)
+            elif matched is None and study_ids is not None:
+                matched = matched_by_id(study_ids)
             loss = self.matching_loss(ecg.ecg_embeds, ecg.ecg_logvar, *other, matched)
-            output.loss = loss.loss
+            output.loss = loss.loss if text is not None else self.config.echo_loss_weight * loss.loss
             output.match_loss = loss.match_loss
             output.pseudo_positive_loss = loss.pseudo_positive_loss
             output.vib_loss = loss.vib_loss

@@ -137,6 +137,25 @@ def test_echo_studies_in_place_of_texts(model):
     assert model.ecg_model.stem_conv.weight.grad.isfinite().all()
 
 
+def test_ecgs_of_one_study_match_each_other(model):
+    mean, logvar = torch.nn.functional.normalize(torch.randn(3, 16), dim=-1), torch.randn(3, 16) - 3
+    studies = {"echo_embeds": mean[[0, 1, 0]], "echo_logvar": logvar[[0, 1, 0]], "return_loss": True}
+    matched = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
+    by_id = model(ecg_batch(), **studies, study_ids=torch.tensor([7, 5, 7]))
+    assert by_id.loss == model(ecg_batch(), **studies, matched=matched).loss
+    assert by_id.match_loss != model(ecg_batch(), **studies).match_loss
+
+
+def test_the_weight_of_the_echo_loss(model):
+    twice = tiny_model(echo_loss_weight=2.0)
+    studies = {"echo_embeds": torch.eye(16)[:3], "echo_logvar": torch.zeros(3, 16) - 3, "return_loss": True}
+    assert twice(ecg_batch(), **studies).loss == 2 * model(ecg_batch(), **studies).loss
+    assert (
+        twice(ecg_batch(), **text_batch(), return_loss=True).loss
+        == model(ecg_batch(), **text_batch(), return_loss=True).loss
+    )
+
+
 def test_study_gaussian_of_frames():
     frames = np.random.RandomState(0).randn(2, 7, 16)
     mean, logvar = study_gaussian(torch.from_numpy(frames))
