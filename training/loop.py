@@ -32,6 +32,7 @@ class LoopSettings:
         output: the run's folder.
         epochs, max_steps: whichever ends first (`max_steps` 0: no limit).
         batch_size: records a process; accumulation: batches an optimiser step.
+        warmup_steps: with a rising learning rate; warmup_share: the same as a share of all steps, which goes first.
         decay: "cosine" to zero over the whole run, or "constant".
         precision: "no", "bf16" or "fp16".
         workers: loader processes; they change nothing but the speed.
@@ -51,6 +52,7 @@ class LoopSettings:
     weight_decay: float = 0.2
     betas: Sequence[float] = (0.9, 0.95)
     warmup_steps: int = 100
+    warmup_share: float = 0.0
     decay: str = "cosine"
     max_grad_norm: float = 1.0
     precision: str = "no"
@@ -150,7 +152,8 @@ def train(
         raise ValueError(f"{num_records} records make no step of {settings.accumulation} x {per_process} records")
     steps_per_epoch = batches // settings.accumulation
     batches = steps_per_epoch * settings.accumulation
-    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
+    total_steps = int(min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf))
+    warmup_steps = round(settings.warmup_share * total_steps) or settings.warmup_steps
     parts = settings.evaluations_per_epoch
     evaluation_steps = {round(steps_per_epoch * part / parts) for part in range(1, parts + 1)}
 
@@ -159,9 +162,7 @@ def train(
         lr=settings.learning_rate,
         betas=(settings.betas[0], settings.betas[1]),
     )
-    scheduler = LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, settings.warmup_steps, int(total_steps), settings.decay)
-    )
+    scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps, settings.decay))
     progress = Progress()
     # The scheduler is stepped once an optimiser step here, whatever the number of processes.
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -177,9 +178,9 @@ def train(
         accelerator.init_trackers(output.name)
 
     watch = CollapseWatch()
-    sums: dict[str, float] = {}
+    since_log: dict[str, list[float]] = {}
     started, seen = time.perf_counter(), 0
-    bar = tqdm(total=int(total_steps), initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+    bar = tqdm(total=total_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     done = progress.step >= total_steps or 0 < settings.patience <= progress.evaluations_since_best
     while not done:
         for batch in itertools.islice(make_batches(progress.epoch, progress.batch), batches - progress.batch):
@@ -198,25 +199,23 @@ def train(
             progress.batch += 1
             seen += len(record_ids) * accelerator.num_processes
             figures = step_figures(accelerator.unwrap_model(model), result)
-            if "spread_ecg" in figures and "contrastive_loss" in figures and progress.step >= settings.warmup_steps:
+            if "spread_ecg" in figures and "contrastive_loss" in figures and progress.step >= warmup_steps:
                 spreads = figures["spread_ecg"], figures["spread_text"]
                 watch.check(*spreads, figures["contrastive_loss"], per_process * accelerator.num_processes)
-            sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()} | {
-                "batches": sums.get("batches", 0.0) + 1
-            }
+            for name, value in figures.items():
+                since_log.setdefault(name, []).append(value)
             if not accelerator.sync_gradients:
                 continue
             progress.step += 1
             scheduler.step()
             bar.update()
             if progress.step % settings.log_steps == 0:
-                count = sums.pop("batches")
-                figures = {name: value / count for name, value in sums.items()}
+                figures = {name: sum(values) / len(values) for name, values in since_log.items()}
                 figures["learning_rate"] = float(scheduler.get_last_lr()[0])
                 figures["records_per_second"] = seen / (time.perf_counter() - started)
                 log(accelerator, output, progress, figures)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-                sums = {}
+                since_log = {}
             done = progress.step >= total_steps
             if progress.batch // settings.accumulation in evaluation_steps or done:
                 figures = evaluate(accelerator.unwrap_model(model))
@@ -257,11 +256,13 @@ def stop_at_non_finite(batch: Mapping[str, torch.Tensor], loss: torch.Tensor, re
 
 
 def step_figures(model: Any, result: Any) -> dict[str, float]:
-    """Loss parts, temperature and embedding spread of one batch."""
-    figures = {name: value.item() for name, value in result.items() if "loss" in name or name == "code_perplexity"}
+    """Loss parts (those of batches with echo studies apart), temperature and embedding spread of one batch."""
+    kind = "echo_" if "echo_embeds" in result else ""
+    parts = {name: value for name, value in result.items() if "loss" in name or name == "code_perplexity"}
+    figures = {f"{kind}{name}": value.item() for name, value in parts.items()}
     if hasattr(model, "logit_scale"):
         figures["temperature"] = math.exp(-model.logit_scale.item())
-    if "logits_per_ecg" in result:
+    if "logits_per_ecg" in result and "text_embeds" in result:
         figures["spread_ecg"] = embedding_spread(result.ecg_embeds)
         figures["spread_text"] = embedding_spread(result.text_embeds)
     return figures
