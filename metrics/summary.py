@@ -92,6 +92,37 @@ def classification_summary(
     }
 
 
+def mean_summary(
+    values: np.ndarray,
+    names: Sequence[str],
+    patients: Sequence[Any] | np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Means of values in [0, 1] over records, with 95 % bootstrap intervals where there are two patients or more.
+
+    Args:
+        values: (n, names), without NaN.
+        names: of the figures.
+        patients: (n,).
+        resamples: of the patients; 0 for no intervals.
+
+    Returns:
+        `records`, `patients`, every figure as {"value", "low", "high"}, and `notes`.
+    """
+    patient_count = len(np.unique(patients))
+    resampled = None
+    if resamples and patient_count > 1:
+        counts = resample_counts(patients, resamples, seed)
+        resampled = (counts @ values) / counts.sum(-1, keepdims=True)
+    figures = {
+        name: as_figure(values[:, index].mean(), None if resampled is None else resampled[:, index])
+        for index, name in enumerate(names)
+    }
+    notes = _patient_notes(patient_count, bool(resamples))
+    return {"records": len(values), "patients": patient_count, **figures, "notes": notes}
+
+
 def _mean(values: Iterable[np.ndarray]) -> np.ndarray:
     return np.mean(list(values), axis=0)
 
@@ -108,9 +139,11 @@ def _notes(left_out: dict[str, str], classes: int, patients: int, with_intervals
     if left_out:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
         notes.append(f"{len(left_out)} of {classes} classes have no AUROC here, macro means leave them out: {reasons}")
-    if with_intervals and patients < 2:
-        notes.append("all records are of one patient: there are no intervals")
-    return notes
+    return notes + _patient_notes(patients, with_intervals)
+
+
+def _patient_notes(patients: int, with_intervals: bool) -> list[str]:
+    return ["all records are of one patient: there are no intervals"] if with_intervals and patients < 2 else []
 
 
 def format_figure(figure: dict[str, float | None], scale: float = 100, digits: int = 1) -> str:

@@ -229,23 +229,34 @@ def fold_rule(rule: str) -> dict[int, str]:
 class Table:
     """The rows of one evaluation's table, one a method, and the files they go to.
 
-    `write` makes `NAME.json` (everything), `NAME.md` (the table) and, for the model's own rows,
-    `.eval_results/NAME.yaml` (what a model card on the Hub shows), NAME being the recipe and its task.
+    `write` makes `NAME.json` (everything), `NAME.md` (the table), `NAME.npz` (what `compare.py` takes: the values of
+    every record) and, for the model's own rows, `.eval_results/NAME.yaml` (what a model card on the Hub shows), NAME
+    being the recipe and its task.
 
     Args:
         recipe, task: what was done, and on which task ("" where there is none).
-        notes: what a reader must know.
+        data: the records that were evaluated.
         columns: heading and key of the figures shown.
         headline: the key of the figure that `.eval_results` get.
+        notes: what a reader must know.
+        values: "METHOD, PROTOCOL" -> values of every record, (n, names) or (runs, n, names); NaN where it takes no
+            part.
+        names: of these values: the classes that they are scores of, or the figures that are their means.
     """
 
     recipe: str
     options: argparse.Namespace
+    data: RecordData
     columns: Mapping[str, str]
     headline: str
+    names: Sequence[str]
     task: str = ""
     notes: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.notes = [*self.data.notes, *self.notes]
 
     @property
     def name(self) -> str:
@@ -255,9 +266,10 @@ class Table:
     def model(self) -> str:
         return Path(self.options.model).name
 
-    def add_row(self, method: str, protocol: str, figures: Mapping[str, Any]):
+    def add_row(self, method: str, protocol: str, figures: Mapping[str, Any], values: np.ndarray):
         """Add the row of a method: the model, or what it is compared with."""
         self.rows.append({"method": method, "protocol": protocol, **figures})
+        self.values[f"{method}, {protocol}"] = np.asarray(values, np.float32)
 
     def markdown(self) -> str:
         header = ("method", "protocol", *self.columns, "records")
@@ -289,8 +301,19 @@ class Table:
         lines = [f"### {title}: {self.model} on {options.split}", "", self.markdown(), ""]
         lines += [f"In %{interval}. {RESEARCH_USE}", *(f"- {note}" for note in notes), ""]
         (options.output / f"{self.name}.md").write_text("\n".join(lines), encoding="utf-8")
+        np.savez_compressed(options.output / f"{self.name}.npz", **self.arrays())
         print("\n".join(lines))
         self._write_eval_results()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `NAME.npz` holds."""
+        data = self.data
+        return {
+            "record_ids": data.record_ids,
+            "patients": data.patients,
+            "names": np.array(self.names, dtype=str),
+            **self.values,
+        }
 
     def _write_eval_results(self):
         options = self.options
@@ -318,6 +341,8 @@ class Table:
 class ClassificationTable(Table):
     """The table of a task with classes, made from scores of the same records."""
 
+    data: TaskData
+
     def __init__(self, recipe: str, options: argparse.Namespace, data: TaskData):
         columns = {
             "macro AUROC": "auroc_macro",
@@ -325,9 +350,7 @@ class ClassificationTable(Table):
             "macro AP": "average_precision_macro",
             "macro best F1": "best_f1_macro",
         }
-        super().__init__(recipe, options, columns, "auroc_macro", data.task.name, list(data.notes))
-        self.data = data
-        self.scores: dict[str, np.ndarray] = {}
+        super().__init__(recipe, options, data, columns, "auroc_macro", data.task.classes, data.task.name)
 
     def add(self, method: str, scores: np.ndarray, protocol: str, **summary_options: Any):
         """Add a row from scores (n, classes) or (runs, n, classes); see `classification_summary`."""
@@ -340,14 +363,10 @@ class ClassificationTable(Table):
             seed=self.options.seed,
             **summary_options,
         )
-        self.add_row(method, protocol, summary)
-        self.scores[f"{method}, {protocol}"] = np.asarray(scores, np.float32)
+        self.add_row(method, protocol, summary, scores)
 
-    def write(self):
-        """Write the files, the scores of every record among them (NAME.npz), and print the table."""
-        super().write()
-        arrays = {"record_ids": self.data.record_ids, "patients": self.data.patients, "targets": self.data.targets}
-        np.savez_compressed(self.options.output / f"{self.name}.npz", **arrays, **self.scores)
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"targets": self.data.targets, **super().arrays()}
 
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.metrics.bootstrap import resample_counts
-from ecgformers.metrics.summary import as_figure
+from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.metrics.text_overlap import bleu, most_frequent_text, rouge_l
 from ecgformers.training.encoders import leave_out_refused, quality_warnings_together
 from ecgformers.training.evaluation import RecordData, Table, argument_parser, load_records, run
@@ -56,11 +56,11 @@ def main(arguments: list[str] | None = None) -> Table:
     written = {name: write_reports(each.to(device).eval(), processor, test, options) for name, each in models.items()}
     written["most frequent report"] = [frequent] * len(test)
 
-    table = Table("report_generation", options, COLUMNS, "rouge_l", notes=[*test.notes, *notes])
+    table = Table("report_generation", options, test, COLUMNS, "rouge_l", ["rouge_l"], notes=notes)
     table.notes.append(f"the most frequent of {len(training_reports)} training reports: {frequent!r}")
     for name, texts in written.items():
         protocol = "for everybody" if name == "most frequent report" else f"{options.num_beams} beams"
-        table.add_row(name, protocol, overlap(texts, test, options))
+        table.add_row(name, protocol, *overlap(texts, test, options))
     table.write()
     with (options.output / f"{table.name}.jsonl").open("w", encoding="utf-8") as file:
         for index, (record_id, report) in enumerate(zip(test.record_ids, test.reports, strict=True)):
@@ -83,21 +83,18 @@ def write_reports(model: Any, processor: Any, data: RecordData, options: argpars
     return reports
 
 
-def overlap(texts: list[str], data: RecordData, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a row of the table, with intervals where there are two patients or more."""
+def overlap(texts: list[str], data: RecordData, options: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
+    """The figures of a row of the table, and ROUGE-L of every record (n, 1)."""
     truth = data.reports
-    single = rouge_l(texts, truth)
-    patients = len(np.unique(data.patients))
+    single = rouge_l(texts, truth)[:, None]
+    figures = mean_summary(single, ["rouge_l"], data.patients, options.resamples, options.seed)
     counts = None
-    if options.resamples and patients > 1:
+    if options.resamples and figures["patients"] > 1:
         counts = resample_counts(data.patients, options.resamples, options.seed)
-    figures: dict[str, Any] = {"records": len(data), "patients": patients}
     for order in (1, 2, 3, 4):
         resampled = None if counts is None else bleu(texts, truth, order, counts)
         figures[f"bleu_{order}"] = as_figure(bleu(texts, truth, order).item(), resampled)
-    resampled = None if counts is None else (counts @ single) / counts.sum(-1)
-    figures["rouge_l"] = as_figure(single.mean(), resampled)
-    return figures
+    return figures, single
 
 
 if __name__ == "__main__":

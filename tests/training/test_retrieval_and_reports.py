@@ -3,9 +3,13 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, Features, Value
 from small_evaluation import evaluation_rows, write_echoing_ecg, write_melp, write_melp_encoder, write_rows
 
+from ecgformers.datasets_scripts.rows import row_features
 from ecgformers.training import report_generation, retrieval
 
 
@@ -30,22 +34,90 @@ def test_retrieval_in_all_directions(write, data, tmp_path):
     json.loads((tmp_path / "retrieval.json").read_text())
 
 
-def test_chance_is_what_random_orders_find(data, tmp_path):
+def test_chance_is_what_random_orders_find(monkeypatch):
     rng = np.random.default_rng(0)
     matches = np.zeros((4, 12), dtype=bool)
     for row, count in zip(matches, (1, 2, 5, 12), strict=True):
         row[:count] = True
-    trials = [rng.permuted(matches, axis=1)[:, :5].any(1) for _ in range(4000)]
-    options = type("Options", (), {"resamples": 0, "seed": 0, "model": "m"})
-    for index, count in enumerate((1, 2, 5, 12)):
-        table = type("Table", (), {"rows": [], "options": options, "add_row": lambda s, *row: s.rows.append(row)})()
-        retrieval.add_chance(table, "", np.array([count]), 12, np.array(["p"]))
-        assert table.rows[-1][2]["recall_at_5"]["value"] == pytest.approx(np.mean(trials, axis=0)[index], abs=0.03)
+    found = {}
+    monkeypatch.setattr(retrieval, "add_hits", lambda table, method, protocol, hits, rows: found.update(hits=hits))
+    retrieval.add_chance(None, "", matches, np.arange(4))
+    for column, k in enumerate(retrieval.KS):
+        trials = [rng.permuted(matches, axis=1)[:, :k].any(1) for _ in range(4000)]
+        np.testing.assert_allclose(found["hits"][:, column], np.mean(trials, axis=0), atol=0.03)
 
 
 def test_a_model_without_text_recognises_patients_only(data, tmp_path):
     table = retrieval.main(arguments(write_melp_encoder(tmp_path / "model"), data, tmp_path))
     assert {row["protocol"] for row in table.rows} == {"same patient"}
+
+
+@pytest.fixture
+def echo(tmp_path) -> dict[str, str]:
+    """Data whose recordings of a patient belong to one echo study, except every third patient's, and Gaussians."""
+    rows = evaluation_rows(100)
+    rng = np.random.default_rng(0)
+    features = row_features(12, "int16") | {"echo_study_id": Value("string")}
+    for row in rows:
+        row["echo_study_id"] = None if int(row["patient_id"][1:]) % 3 == 0 else f"s{row['patient_id']}"
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows, features=Features(features)).to_parquet(tmp_path / "data" / "train.parquet")
+    studies = sorted({row["echo_study_id"] for row in rows} - {None})
+    means = rng.normal(size=(len(studies), 16))
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    columns = {"study_id": studies, "echo_embeds": means.tolist(), "echo_logvar": (0 * means - 5).tolist()}
+    pq.write_table(pa.table(columns), tmp_path / "echo.parquet")
+    return {"data": str(tmp_path / "data"), "file": str(tmp_path / "echo.parquet")}
+
+
+def test_echo_studies_are_found_by_the_ecg_that_lies_nearest(echo, tmp_path, monkeypatch):
+    """The ECG tower is made to answer with the Gaussian of the right study, for all but the first recording."""
+    gaussians = retrieval.read_gaussians(echo["file"], 16)
+    right = []
+
+    def perfect(encoders, data, options):
+        study_of = data.ecgs.with_format(None).select(data.rows)["echo_study_id"]
+        if None in study_of:  # where the same patient is looked for
+            return encode_records(encoders, data, options)
+        features = np.stack([gaussians[study] for study in study_of])
+        features[0] = gaussians[next(study for study in study_of if study != study_of[0])]
+        right.append(len(study_of))
+        return data, dict.fromkeys(encoders, features), []
+
+    encode_records = retrieval.encode_records
+    monkeypatch.setattr(retrieval, "encode_records", perfect)
+    command = arguments(write_echoing_ecg(tmp_path / "model"), echo["data"], tmp_path, "--echo", echo["file"])
+    monkeypatch.setattr(retrieval, "find_reports", lambda *_: None)
+    table = retrieval.main(command)
+    found = {(row["method"], row["protocol"]): row for row in table.rows}
+    ecgs = right[0]
+    assert found["model", "echo study of an ECG"]["recall_at_1"]["value"] == pytest.approx(1 - 1 / ecgs)
+    assert found["model", "echo study of an ECG"]["records"] == ecgs
+    assert found["model", "ECG of an echo study"]["records"] == ecgs / 2
+    assert found["chance", "echo study of an ECG"]["recall_at_1"]["value"] == pytest.approx(2 / ecgs)
+    assert any(note == f"{ecgs // 2} echo studies of {ecgs} recordings" for note in table.notes)
+
+
+def test_what_is_missing_for_echo_studies_is_named(echo, data, tmp_path):
+    echoing, melp = write_echoing_ecg(tmp_path / "echoing"), write_melp(tmp_path / "melp")
+    table = pq.read_table(echo["file"])
+    pq.write_table(table.set_column(0, "study_id", [["other"] * len(table)]), tmp_path / "others.parquet")
+    pq.write_table(
+        pa.table({"study_id": ["s"], "echo_embeds": [[1.0]], "echo_logvar": [[0.0]]}), tmp_path / "d.parquet"
+    )
+    for model, folder, file, message in (
+        (melp, echo["data"], echo["file"], "MelpModel, which knows no echo studies"),
+        (echoing, data, echo["file"], "has no column echo_study_id"),
+        (echoing, echo["data"], str(tmp_path / "others.parquet"), "none of 10 recordings has its echo study in"),
+        (
+            echoing,
+            echo["data"],
+            str(tmp_path / "d.parquet"),
+            r"echo_embeds are \(1,\), the model's embeddings \(16,\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retrieval.main(arguments(model, folder, tmp_path / "out", "--echo", file))
 
 
 def test_nobody_to_recognise(tmp_path):
