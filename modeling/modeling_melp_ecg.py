@@ -365,7 +365,7 @@ class MelpEcgForPreTrainingOutput(ModelOutput):
     """Output of `MelpEcgForPreTraining`.
 
     Args:
-        loss: masked_loss + cmsc_loss.
+        loss: masked_loss + cmsc_loss, or the latter alone for "resnet", which has no time steps to mask.
         masked_loss: masked prediction of wav2vec 2.0.  cmsc_loss: contrast between patients.
         code_perplexity: how many codes of the quantiser are in use, summed over groups; 1 a group is a collapse.
         recording_embeds: (batch, 2, projection_dim), of both halves, not normalised.
@@ -414,19 +414,24 @@ def perplexity(choices: torch.Tensor) -> torch.Tensor:
 
 class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
     """The stage without labels (section 3.1): the encoder predicts the codes of masked steps (wav2vec 2.0), and the
-    two halves of a recording, like all recordings of a patient, attract each other (CMSC)."""
+    two halves of a recording, like all recordings of a patient, attract each other (CMSC).
+
+    A residual network cannot leave out time steps: it learns by CMSC alone.
+    """
 
     accepts_loss_kwargs = False  # the loss is a mean already
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
-        if config.encoder_type != "wav2vec2":
-            raise ValueError(f"masked prediction is wav2vec 2.0's: encoder_type must not be {config.encoder_type!r}")
-        self.encoder = MelpEcgEncoder(config)
-        self.feature_dropout = nn.Dropout(config.hidden_dropout)
-        self.quantizer = MelpProductQuantizer(config)
-        self.target_projection = nn.Linear(config.codevector_dim, config.codevector_dim)
-        self.context_projection = nn.Linear(config.hidden_size, config.codevector_dim)
+        self.encoder: MelpEcgEncoder | MelpEcgResNet
+        if config.encoder_type == "resnet":
+            self.encoder = MelpEcgResNet(config)
+        else:
+            self.encoder = MelpEcgEncoder(config)
+            self.feature_dropout = nn.Dropout(config.hidden_dropout)
+            self.quantizer = MelpProductQuantizer(config)
+            self.target_projection = nn.Linear(config.codevector_dim, config.codevector_dim)
+            self.context_projection = nn.Linear(config.hidden_size, config.codevector_dim)
         self.recording_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
@@ -449,38 +454,54 @@ class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
             masked_steps: (batch, 2, time), True where the encoder must predict; drawn at random when missing.
             negative_indices: (batch, 2, time, num_negatives), steps of the same half; drawn when missing.
         """
-        config = self.config
         halves = input_values.flatten(0, 1)  # (batch * 2, leads, samples)
-        time = self.encoder.output_length(halves.shape[-1])
+        lead_mask = None if lead_mask is None else lead_mask.flatten(0, 1)
+        masked_loss = code_perplexity = None
+        if isinstance(self.encoder, MelpEcgResNet):
+            states = self.encoder(halves, lead_mask, **kwargs).last_hidden_state  # (batch * 2, time, hidden)
+        else:
+            states, masked_loss, code_perplexity = self._predict_masked(
+                halves, lead_mask, masked_steps, negative_indices, **kwargs
+            )
+        embeds = self.recording_projection(states.mean(1)).unflatten(0, (-1, 2))  # (batch, 2, projection_dim)
+        scale = self.logit_scale.exp().clamp(max=self.config.max_logit_scale)
+        patient_loss = cmsc_loss(embeds[:, 0], embeds[:, 1], patient_ids, scale)
+        return MelpEcgForPreTrainingOutput(
+            loss=patient_loss if masked_loss is None else masked_loss + patient_loss,
+            masked_loss=masked_loss,
+            cmsc_loss=patient_loss,
+            code_perplexity=code_perplexity,
+            recording_embeds=embeds,
+        )
+
+    def _predict_masked(
+        self,
+        halves: torch.Tensor,
+        lead_mask: torch.Tensor | None,
+        masked_steps: torch.Tensor | None,
+        negative_indices: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The states of the masked halves (batch * 2, time, hidden), the loss and the perplexity of the codes."""
+        config = self.config
         if masked_steps is None:
+            time = self.encoder.output_length(halves.shape[-1])
             masked_steps = sample_span_mask(
                 len(halves), time, config.mask_time_prob, config.mask_time_length, device=halves.device
             ).unflatten(0, (-1, 2))
         masked_steps = masked_steps.flatten(0, 1)
         if negative_indices is None:
             negative_indices = sample_negative_indices(masked_steps, config.num_negatives).unflatten(0, (-1, 2))
-        encoded = self.encoder(
-            halves, None if lead_mask is None else lead_mask.flatten(0, 1), masked_steps=masked_steps, **kwargs
-        )
-        states = encoded.last_hidden_state  # (batch * 2, time, hidden)
+        encoded = self.encoder(halves, lead_mask, masked_steps=masked_steps, **kwargs)
         quantized, choices = self.quantizer(self.feature_dropout(encoded.extract_features))
         masked_loss = masked_contrastive_loss(
-            self.context_projection(states),
+            self.context_projection(encoded.last_hidden_state),
             self.target_projection(quantized),
             negative_indices.flatten(0, 1),
             masked_steps,
             config.contrastive_temperature,
         )
-        embeds = self.recording_projection(states.mean(1)).unflatten(0, (-1, 2))  # (batch, 2, projection_dim)
-        scale = self.logit_scale.exp().clamp(max=config.max_logit_scale)
-        patient_loss = cmsc_loss(embeds[:, 0], embeds[:, 1], patient_ids, scale)
-        return MelpEcgForPreTrainingOutput(
-            loss=masked_loss + patient_loss,
-            masked_loss=masked_loss,
-            cmsc_loss=patient_loss,
-            code_perplexity=perplexity(choices[masked_steps].detach()),
-            recording_embeds=embeds,
-        )
+        return encoded.last_hidden_state, masked_loss, perplexity(choices[masked_steps].detach())
 
 
 class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedModel):

@@ -303,22 +303,43 @@ def training_batches(
     return len(dataset), map_batches(dataset, make_collator, loop.batch_size, loop.seed, loop.workers, *shares)
 
 
+def crop_report(report: str, rng: np.random.Generator) -> str:
+    """A random stretch of a report, like the findings alone that a prompt names: whole sentences, or words where there
+    is one sentence only."""
+    sentences = report.rstrip(".").split(". ")
+    parts, joint = (sentences, ". ") if len(sentences) > 1 else (sentences[0].split(), " ")
+    count = int(rng.integers(1, len(parts) + 1))
+    start = int(rng.integers(len(parts) - count + 1))
+    return f"{joint.join(parts[start : start + count])}."
+
+
 @dataclass
 class EcgTextCollator:
-    """Rows -> recordings, augmented, and their tokenised reports."""
+    """Rows -> recordings, augmented, and their tokenised reports.
+
+    Args:
+        remove: see `clean_report`.
+        crop: probability with which a stretch of a report stands for the whole; see `crop_report`.
+    """
 
     processor: Any
     augmentation: Augmentation
     seed: int
     epoch: int
     remove: Sequence[str] = ()
+    crop: float = 0.0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rate = self.processor.feature_extractor.sampling_rate
-        ecgs = [self.augmentation(row, rate, record_rng(self.seed, self.epoch, str(row["record_id"]))) for row in rows]
+        ecgs, reports = [], []
+        for row in rows:
+            rng = record_rng(self.seed, self.epoch, str(row["record_id"]))
+            ecgs.append(self.augmentation(row, rate, rng))
+            report = clean_report(str(row["report"]), self.remove)
+            reports.append(crop_report(report, rng) if rng.random() < self.crop else report)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a report longer than the model takes is cut
-            text = self.processor(text=[clean_report(str(row["report"]), self.remove) for row in rows])
+            text = self.processor(text=reports)
         return {
             **{name: torch.stack([ecg[name] for ecg in ecgs]) for name in ECG_COLUMNS},
             "input_ids": text["input_ids"],
@@ -330,7 +351,10 @@ class EcgTextCollator:
 
 @dataclass
 class EcgHalvesCollator:
-    """Rows -> the two halves of each recording, augmented apart, with the steps to predict and their negatives."""
+    """Rows -> the two halves of each recording, augmented apart, with the steps to predict and their negatives.
+
+    `steps` are the time steps of a half, 0 for an encoder that predicts none.
+    """
 
     config: MelpEcgConfig
     steps: int
@@ -340,23 +364,26 @@ class EcgHalvesCollator:
     epoch: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, list[torch.Tensor]] = {name: [] for name in HALVES_COLUMNS}
+        columns = HALVES_COLUMNS if self.steps else HALVES_COLUMNS[:2]
+        batch: dict[str, list[torch.Tensor]] = {name: [] for name in columns}
         for row in rows:
             rng = record_rng(self.seed, self.epoch, str(row["record_id"]))
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             halves = np.split(np.asarray(row["input_values"]), 2, axis=-1)
             for half, mask in zip(halves, np.split(np.asarray(row["sample_mask"]), 2), strict=True):
                 ecg = self.augmentation({**row, "input_values": half, "sample_mask": mask}, self.sampling_rate, rng)
-                masked = sample_span_mask(
-                    1, self.steps, self.config.mask_time_prob, self.config.mask_time_length, generator=generator
-                )
-                negatives = sample_negative_indices(masked, self.config.num_negatives, generator=generator)
-                for name, value in zip(
-                    HALVES_COLUMNS, (ecg["input_values"], ecg["lead_mask"], masked[0], negatives[0]), strict=True
-                ):
-                    batch[name].append(value)
+                if self.steps:
+                    ecg |= self._steps_to_predict(generator)
+                for name in columns:
+                    batch[name].append(ecg[name])
         return {
             **{name: torch.stack(values).unflatten(0, (-1, 2)) for name, values in batch.items()},  # (batch, 2, ...)
             "patient_ids": torch.tensor([stable_hash(str(row["patient_id"])) for row in rows]),
             "record_ids": [str(row["record_id"]) for row in rows],
         }
+
+    def _steps_to_predict(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        probability, length = self.config.mask_time_prob, self.config.mask_time_length
+        masked = sample_span_mask(1, self.steps, probability, length, generator=generator)
+        negatives = sample_negative_indices(masked, self.config.num_negatives, generator=generator)
+        return {"masked_steps": masked[0], "negative_indices": negatives[0]}

@@ -3,7 +3,8 @@
     accelerate launch -m ecgformers.training.pretrain_ecg --config training/configs/melp.yaml data=[folder]
 
 `data` are data sets built by `datasets_scripts`.  Every recording is cut into two halves that attract each other, like
-all recordings of one patient; leads are left out at random in each half (section 3.1 of arXiv 2506.21803).
+all recordings of one patient; leads are left out at random in each half (section 3.1 of arXiv 2506.21803).  A residual
+network (`model.encoder_type=resnet`) has no masked prediction: it learns from the halves alone.
 """
 
 from collections.abc import Sequence
@@ -53,15 +54,16 @@ def validate(
     The losses are those of the batches of all processes, so each process takes its share, as in training.
     """
     model.eval()
-    collator, sums = make_collator(0), {"masked_loss": 0.0, "cmsc_loss": 0.0, "code_perplexity": 0.0}
+    collator, sums = make_collator(0), dict.fromkeys(("masked_loss", "cmsc_loss", "code_perplexity"), 0.0)
     batches = list(epoch_batches(len(dataset), batch_size, 0, 0, rank, processes))
     for indices in batches:
         batch = collator([dataset[index] for index in indices])
         batch.pop("record_ids")
         output = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-        sums = {name: total + output[name].item() for name, total in sums.items()}
+        sums = {name: total + output[name].item() for name, total in sums.items() if name in output}
     figures = {f"validation_{name}": total / len(batches) for name, total in sums.items()}
-    return figures | {"validation_score": -figures["validation_masked_loss"] - figures["validation_cmsc_loss"]}
+    losses = (value for name, value in figures.items() if name.endswith("loss"))
+    return figures | {"validation_score": -sum(losses)}
 
 
 def save(extractor: EcgFeatureExtractor, model: MelpEcgForPreTraining, folder: Path):
@@ -75,7 +77,8 @@ def main(arguments: Sequence[str] | None = None):
     extractor = EcgFeatureExtractor(**settings.processor)
     model = MelpEcgForPreTraining(MelpEcgConfig(**settings.model))
     loop = settings.loop
-    steps = int(model.encoder.output_length(torch.tensor(extractor.num_samples // 2)))
+    half = torch.tensor(extractor.num_samples // 2)
+    steps = 0 if model.config.encoder_type == "resnet" else int(model.encoder.output_length(half))
 
     def make_collator(epoch: int, augmentation: Augmentation = settings.augmentation) -> EcgHalvesCollator:
         return EcgHalvesCollator(model.config, steps, extractor.sampling_rate, augmentation, loop.seed, epoch)

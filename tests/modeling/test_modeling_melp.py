@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.losses_ecg import cmsc_loss
 from ecgformers.modeling.modeling_melp import (
     MelpForConditionalGeneration,
     MelpForSequenceClassification,
@@ -133,8 +134,20 @@ def test_a_resnet_may_take_the_place_of_wav2vec(resnet_model, tmp_path):
     resnet_model.save_pretrained(tmp_path)
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=2).eval()
     assert torch.equal(classifier.ecg_model(ecg).pooler_output, outputs.pooler_output)
-    with pytest.raises(ValueError, match="masked prediction"):
-        MelpEcgForPreTraining(tiny_resnet_config())
+
+
+def test_a_resnet_is_pretrained_by_the_halves_alone(tmp_path):
+    model = fill(MelpEcgForPreTraining(tiny_resnet_config()))
+    halves, patients = ecg_batch(6).unflatten(0, (3, 2)), torch.tensor([1, 2, 1])
+    output = model(halves, patients)
+    first, second = output.recording_embeds.unbind(1)
+    assert output.loss == cmsc_loss(first, second, patients, model.logit_scale.exp())
+    assert output.masked_loss is None and output.to_tuple()[0] is output.loss
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    again = MelpEcgForPreTraining.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(halves, patients).recording_embeds, model.eval()(halves, patients).recording_embeds)
 
 
 def test_wrong_leads_are_refused_with_both_shapes(either_model):

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from ecgformers.modeling.losses_ecg import contrastive_loss
 from ecgformers.training import diagnostics, loop
 from ecgformers.training.diagnostics import CollapseError, CollapseWatch, check_gather, embedding_spread
-from ecgformers.training.loading import Augmentation, clean_report, epoch_batches, map_batches, record_rng
+from ecgformers.training.loading import Augmentation, clean_report, crop_report, epoch_batches, map_batches, record_rng
 from ecgformers.training.loop import (
     LoopSettings,
     NonFiniteError,
@@ -280,3 +280,16 @@ def test_a_window_lies_within_the_recording_and_moves():
 def test_reports_are_cleaned():
     assert clean_report("  Sinusrhythmus \n  Normales EKG") == "sinusrhythmus normales ekg."
     assert clean_report("a. b.") == "a. b."
+    assert (
+        clean_report("Normales EKG 4.46   UNBESTÄTIGTER Bericht", [r"4\.46", "unbestätigter bericht"])
+        == "normales ekg."
+    )
+    assert clean_report("edit: x", ["edit:.*"]) == ""
+
+
+@pytest.mark.parametrize(("report", "parts"), [("a b. c. d.", 6), ("a b c.", 6), ("a.", 1)])
+def test_a_stretch_of_a_report(report, parts):
+    rng = np.random.default_rng(0)
+    stretches = {crop_report(report, rng) for _ in range(200)}
+    assert len(stretches) == parts and report in stretches
+    assert all(stretch[:-1] in report and stretch.endswith(".") for stretch in stretches)

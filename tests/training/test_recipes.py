@@ -88,6 +88,21 @@ def test_the_aligned_model_starts_from_the_stages_before(runs):
     assert config.text_config.hidden_size == TEXT_MODEL["hidden_size"] and config.text_config.is_decoder
 
 
+def test_a_residual_network_goes_the_same_way(runs):
+    stages = {"stem_size": 8, "hidden_sizes": [8], "depths": [1], "strides": [2]}
+    encoder = {"encoder_type": "resnet", **stages, "hidden_size": 16, "projection_dim": 16, "caption_dim": 16}
+    config = ["--config", str(runs / "config.yaml")]
+    pretrain_ecg.main(
+        [*config, f"model={json.dumps(encoder | {'num_pooler_heads': 2})}", f"loop.output={runs / 'resnet'}"]
+    )
+    loss = figures(runs / "resnet", "validation_cmsc_loss")
+    assert loss[-1] < loss[0] and not figures(runs / "resnet", "validation_masked_loss")
+    aligned = ["loop.epochs=1", f"loop.output={runs / 'aligned'}"]
+    pretrain_melp.main([*config, f"ecg={runs / 'resnet' / 'best'}", *aligned])
+    trained = AutoModel.from_pretrained(runs / "aligned" / "best")
+    assert trained.config.ecg_config.encoder_type == "resnet" and trained.config.ecg_config.hidden_sizes == [8]
+
+
 def test_alignment_learns_and_is_validated_zero_shot(runs):
     loss = figures(runs / "melp", "loss")
     assert loss[-1] < 0.9 * loss[0]
