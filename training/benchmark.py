@@ -11,10 +11,10 @@
       probe: {recipe: linear_probe, data: ptb-xl, tasks: [ptbxl_super], options: {shares: [1, 10, 100]}}
       reports: {recipe: report_generation, data: ptb-xl, options: {limit: 500}}
 
-Results go to OUTPUT/MODEL/EVALUATION, features to OUTPUT/features, and OUTPUT/leaderboard.md and .csv are written anew
-after every result.  A run that was stopped goes on where it was; a result is made again when its options or the files
-of a local model changed.  What a model cannot do (zero-shot without a text tower) is named in the leaderboard, and the
-rest goes on.
+Results go to OUTPUT/MODEL/EVALUATION, features to OUTPUT/features, and OUTPUT/leaderboard.md, .csv and .png are
+written anew after every result.  A run that was stopped goes on where it was; a result is made again when its options
+or the files of a local model changed.  What a model cannot do (zero-shot without a text tower) is named in the
+leaderboard, and the rest goes on.
 
 For research use; not a medical device.
 """
@@ -32,6 +32,7 @@ import yaml
 
 from ecgformers.metrics.summary import format_figure
 from ecgformers.training.evaluation import RESEARCH_USE, run, write_json
+from ecgformers.training.leaderboard_figure import leaderboard_figure
 
 RECIPES = ("zero_shot", "linear_probe", "few_shot", "finetune", "transfer", "retrieval", "report_generation")
 COLUMNS = ("evaluation", "task", "protocol", "method", "figure", "value", "low", "high", "records", "command")
@@ -124,7 +125,8 @@ def evaluate(cell: Cell) -> dict[str, Any]:
 
 
 def write_leaderboard(output: Path, cells: list[Cell], done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write leaderboard.csv, a line a figure, and leaderboard.md, a table an evaluation; give the lines."""
+    """Write leaderboard.csv, a line a figure, leaderboard.md, a table an evaluation, and leaderboard.png; give the
+    lines."""
     lines: list[dict[str, Any]] = []
     failures = []
     for cell in cells:
@@ -144,6 +146,8 @@ def write_leaderboard(output: Path, cells: list[Cell], done: Mapping[str, Mappin
             text += [f"## {evaluation}: {own[0]['figure']}", "", *matrix(own), ""]
     text += ["## No result", "", *failures, ""] if failures else []
     (output / "leaderboard.md").write_text("\n".join(text), encoding="utf-8")
+    if lines:
+        leaderboard_figure(lines).savefig(output / "leaderboard.png", dpi=150)
     return lines
 
 
@@ -153,13 +157,15 @@ def figures_of(cell: Cell, result: Mapping[str, Any]) -> Iterator[dict[str, Any]
     own = Path(result["model"]).name
     for row in result["rows"]:
         method = cell.model if row["method"] == own else row["method"]
-        if method.startswith("random"):
+        is_random = method.startswith("random")
+        if is_random:
             method = f"{method} ({cell.model})"
         yield {
             "evaluation": cell.evaluation,
             "task": cell.task,
             "protocol": row["protocol"],
             "method": method,
+            "model": cell.model if is_random or method == cell.model else None,
             "is_model": method == cell.model,
             "figure": heading,
             **row[result["headline"]],

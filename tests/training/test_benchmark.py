@@ -9,6 +9,7 @@ import yaml
 from small_evaluation import evaluation_rows, write_melp, write_melp_encoder, write_rows
 
 from ecgformers.training import benchmark, linear_probe
+from ecgformers.training.leaderboard_figure import leaderboard_figure
 
 
 @pytest.fixture
@@ -46,6 +47,7 @@ def test_a_matrix_of_models_and_evaluations(config, tmp_path, monkeypatch):
     assert {"both", "encoder", "random encoder (both)", "random encoder (encoder)", "prior", "chance"} == {
         line["method"] for line in lines
     }
+    assert (output / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
     with (output / "leaderboard.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(lines)
 
@@ -71,6 +73,50 @@ def test_a_benchmark_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
     monkeypatch.setattr(linear_probe, "main", probe)
     monkeypatch.setattr("ecgformers.training.zero_shot.main", stopped)  # is done, and not done again
     assert {line["evaluation"] for line in benchmark.main(command)} == {"zero-shot", "probe", "patients"}
+
+
+def line(task: str, protocol: str, method: str, value: float | None, interval: float | None = 0.02, **others) -> dict:
+    bounds = (None, None) if None in (value, interval) else (value - interval, value + interval)
+    model = method.removeprefix("random encoder ") if method != "prior" else None
+    return {
+        "evaluation": "probe",
+        "task": task,
+        "protocol": protocol,
+        "method": method,
+        "model": model,
+        "is_model": model == method,
+        "figure": "macro AUROC",
+        "value": value,
+        "low": bounds[0],
+        "high": bounds[1],
+    } | others
+
+
+def test_the_figure_has_a_panel_a_task_and_a_point_a_figure():
+    lines = [
+        line("super", "probe", "a", 0.9),
+        line("super", "probe", "random encoder a", 0.7),
+        line("super", "probe", "b", 0.8, None),  # one patient: no interval
+        line("super", "the same for all", "prior", 0.5),
+        line("rhythm", "probe", "a", None),  # no class has both labels
+        line("", "same patient", "b", 0.25, figure="recall@1", evaluation="patients"),
+    ]
+    figure = leaderboard_figure(lines)
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    assert list(panels) == ["super", "rhythm", "patients"]
+    drawn = panels["super"].get_lines()
+    points = {tuple(point.get_xdata()): point for point in drawn if point.get_marker() not in ("None", None)}
+    assert [x for (x,) in points] == pytest.approx([90, 70, 80])
+    assert len({point.get_ydata()[0] for point in points.values()}) == 3
+    (model, random, other) = points.values()
+    assert model.get_color() == random.get_color() != other.get_color()
+    assert model.get_markerfacecolor() != random.get_markerfacecolor() == "white"
+    whiskers = [tuple(whisker.get_xdata()) for whisker in drawn if len(set(whisker.get_xdata())) == 2]
+    assert whiskers == [pytest.approx((88, 92)), pytest.approx((68, 72))]
+    assert [50.0, 50.0] in [list(baseline.get_xdata()) for baseline in drawn]
+    assert not panels["rhythm"].get_lines()
+    assert panels["patients"].get_xlabel() == "recall@1, %"
+    assert "not a medical device" in figure.get_supxlabel()
 
 
 @pytest.mark.parametrize(
