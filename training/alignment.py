@@ -1,10 +1,10 @@
 """What the recipes share that align ECGs with reports: the pairs, zero-shot validation, the saved folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ecgformers.training.loading import (
     training_batches,
 )
 from ecgformers.training.loop import LoopSettings, train
+from ecgformers.training.mixing import Batches, mix_batches
 from ecgformers.training.zero_shot import zero_shot_auroc
 
 
@@ -48,13 +49,34 @@ class AlignmentSettings:
     cache: str = ".cache/prepared"
 
 
-def align(settings: AlignmentSettings, accelerator: Accelerator, model: Any, processor: EcgProcessor) -> Path:
-    """Train `model` on pairs of ECG and report; the folder of the model with the best mean zero-shot AUROC.
+class Source(NamedTuple):
+    """What else there is to learn from, beside pairs of ECG and report; its batches are never mixed with those.
+
+    Args:
+        num_records: of one epoch, over all processes.
+        batches: see `loading.map_batches`.
+        validate: figures of a model, named "validation_...", each an AUROC or alike.
+    """
+
+    num_records: int
+    batches: Batches
+    validate: Callable[[Any], dict[str, float]]
+
+
+def align(
+    settings: AlignmentSettings,
+    accelerator: Accelerator,
+    model: Any,
+    processor: EcgProcessor,
+    other: Source | None = None,
+) -> Path:
+    """Train `model` on pairs of ECG and report (and on `other`); the folder of the model that validates best: by the
+    mean zero-shot AUROC over the tasks (and the figures of `other`).
 
     Raises:
-        ValueError: no validation task is named.
+        ValueError: there is nothing to validate by.
     """
-    if not settings.validation:
+    if not settings.validation and other is None:
         raise ValueError(
             "validation is empty: name at least one task and its data set, e.g. validation.ptbxl_super=DIR"
         )
@@ -79,6 +101,18 @@ def align(settings: AlignmentSettings, accelerator: Accelerator, model: Any, pro
             for task, source in settings.validation.items()
         }
     accelerator.print(f"{num_records} pairs, {model.num_parameters():,} parameters")
+    if other is not None:
+        batch_size = loop.batch_size * accelerator.num_processes
+        counts = [num_records // batch_size, other.num_records // batch_size]
+        batches = mix_batches(counts, [batches, other.batches], loop.seed)
+        num_records = sum(counts) * batch_size
+
+    def evaluate(trained: Any) -> dict[str, float]:
+        figures = validate(trained, processor, validation)
+        if other is not None:
+            figures |= other.validate(trained)
+        return figures | {"validation_auroc": sum(figures.values()) / len(figures)}
+
     return train(
         accelerator,
         model,
@@ -86,7 +120,7 @@ def align(settings: AlignmentSettings, accelerator: Accelerator, model: Any, pro
         batches,
         loop,
         partial(save, processor),
-        lambda trained: validate(trained, processor, validation),
+        evaluate,
         score="validation_auroc",
     )
 
@@ -94,10 +128,12 @@ def align(settings: AlignmentSettings, accelerator: Accelerator, model: Any, pro
 def validate(
     model: Any, processor: EcgProcessor, datasets: Mapping[str, Dataset], batch_size: int = 128
 ) -> dict[str, float]:
-    """Macro AUROC of zero-shot classification for each task on its prepared data set, and their mean."""
+    """Macro AUROC of zero-shot classification for each task on its prepared data set."""
     figures = {}
     for task, dataset in datasets.items():
         targets, takes_part = labels(dataset.with_format(None).remove_columns(list(ECG_COLUMNS)), TASKS[task])
+        if TASKS[task].contrast:
+            targets = np.hstack([targets, 1 - targets])  # the complementary class has prompts, too
         records = dataset.select(np.flatnonzero(takes_part))
         batches = (
             {name: torch.from_numpy(np.asarray(rows[name])) for name in ECG_COLUMNS}
@@ -105,7 +141,7 @@ def validate(
         )
         texts = prompts(TASKS[task])
         figures[f"validation_{task}"] = zero_shot_auroc(model, processor, batches, targets[takes_part], texts)
-    return figures | {"validation_auroc": sum(figures.values()) / len(figures)}
+    return figures
 
 
 def save(processor: EcgProcessor, model: Any, folder: Path):

@@ -1,0 +1,113 @@
+"""ECGs with the echo study of the same patient: batches for EchoingECG, and how well a model finds the study again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from ecgformers.training.alignment import AlignmentSettings, Source
+from ecgformers.training.loading import (
+    ECG_COLUMNS,
+    Augmentation,
+    load_split,
+    prepare,
+    record_rng,
+    stable_hash,
+    training_batches,
+)
+from ecgformers.training.zero_shot import embedding_names, similarity
+
+
+@dataclass
+class EcgEchoCollator:
+    """Rows -> recordings, augmented, and the Gaussians of their echo studies (see `retrieval.read_gaussians`)."""
+
+    gaussians: Mapping[str, np.ndarray]
+    sampling_rate: float
+    augmentation: Augmentation
+    seed: int
+    epoch: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        record_ids, studies = ([str(row[name]) for row in rows] for name in ("record_id", "echo_study_id"))
+        rngs = [record_rng(self.seed, self.epoch, record_id) for record_id in record_ids]
+        ecgs = [self.augmentation(row, self.sampling_rate, rng) for row, rng in zip(rows, rngs, strict=True)]
+        gaussians = torch.from_numpy(np.stack([self.gaussians[study] for study in studies]))  # (batch, 2 * dim)
+        mean, logvar = gaussians.chunk(2, dim=-1)
+        return {
+            **{name: torch.stack([ecg[name] for ecg in ecgs]) for name in ECG_COLUMNS},
+            "echo_embeds": mean,
+            "echo_logvar": logvar,
+            "study_ids": torch.tensor([stable_hash(study) for study in studies]),
+            "record_ids": record_ids,
+            "return_loss": True,
+        }
+
+
+def echo_source(
+    settings: AlignmentSettings,
+    sources: Sequence[str],
+    gaussians: Mapping[str, np.ndarray],
+    extractor: Any,
+    accelerator: Accelerator,
+) -> Source:
+    """What `align` needs to learn from echo studies.
+
+    Args:
+        sources: data sets whose rows have an `echo_study_id`, such as those of `datasets_scripts.mimic_iv_echo`; rows
+            without one, or of a study without a Gaussian, are left out.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    loop, cache, known = settings.loop, Path(settings.cache), dict.fromkeys(gaussians)
+
+    def with_study(rows: Dataset) -> Dataset:
+        chosen = rows.filter(lambda study: study in known, input_columns="echo_study_id")
+        if not len(chosen):
+            raise ValueError(f"{', '.join(sources)}: none of the {len(rows)} ECGs has one of the {len(known)} studies")
+        return chosen
+
+    num_records, batches = training_batches(
+        sources,
+        extractor,
+        partial(EcgEchoCollator, gaussians, extractor.sampling_rate, settings.augmentation, loop.seed),
+        cache,
+        loop,
+        accelerator,
+        select=with_study,
+    )
+    with accelerator.main_process_first():
+        validation = prepare(with_study(load_split(sources, "validation")), extractor, cache)
+    accelerator.print(f"{num_records} ECGs with an echo study")
+    return Source(num_records, batches, lambda model: {"validation_echo": study_auroc(model, validation, gaussians)})
+
+
+@torch.no_grad()
+def study_auroc(model: Any, ecgs: Dataset, gaussians: Mapping[str, np.ndarray], batch_size: int = 128) -> float:
+    """How well ECGs find their own echo study among those of all `ecgs`: the share of the other studies that are less
+    similar (ties count one half), averaged over the ECGs; 0.5 is chance.
+
+    Args:
+        ecgs: prepared rows with `echo_study_id`, of two studies at least.
+    """
+    was_training = model.training
+    model.eval()
+    studies, own = np.unique(ecgs.with_format(None)["echo_study_id"], return_inverse=True)
+    echo = torch.from_numpy(np.stack([gaussians[study] for study in studies]))
+    features = []
+    for rows in ecgs.iter(batch_size):
+        inputs = {name: torch.from_numpy(np.asarray(rows[name])).to(model.device) for name in ECG_COLUMNS}
+        output = model.get_ecg_features(**inputs)
+        features.append(torch.cat([output[name] for name in embedding_names(model)], dim=-1).float().cpu())
+    model.train(was_training)
+    similarities = similarity(model, torch.cat(features), echo)  # (ECGs, studies)
+    right = similarities.gather(1, torch.from_numpy(own)[:, None])
+    below = (similarities < right).sum(1) + ((similarities == right).sum(1) - 1) / 2
+    return (below / (len(studies) - 1)).mean().item()
