@@ -37,7 +37,7 @@ from ecgformers.metrics.summary import classification_summary, format_figure
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-HELD_OUT = 0.125  # of the training patients, where a rule has no validation folds
+HELD_OUT = 0.125  # of the training patients, where validation records are needed and there are none
 RESEARCH_USE = "For research use; not a medical device."
 
 
@@ -68,7 +68,6 @@ class RecordData:
     Args:
         ecgs: the whole data set; `rows` (n,) says which of its rows these records are.
         splits, patients, record_ids: (n,) strings.
-        held_out: validation is a part of the training patients, because the rule has no validation records.
         notes: what a reader of the results must know.
     """
 
@@ -77,7 +76,6 @@ class RecordData:
     splits: np.ndarray
     patients: np.ndarray
     record_ids: np.ndarray
-    held_out: bool
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -102,8 +100,17 @@ class RecordData:
 
     @property
     def training(self) -> np.ndarray:
-        """(records for training,) indices: the training split, and what was held out of it."""
-        return np.flatnonzero((self.splits == "train") | (self.held_out & (self.splits == "validation")))
+        """(records for training,) indices."""
+        return np.flatnonzero(self.splits == "train")
+
+    def with_validation(self) -> "Self":
+        """The same records; where none is for validation, those of a part of the training patients are."""
+        if "validation" in self.splits:
+            return self
+        chosen = np.array([patient_split(patient, HELD_OUT) == "validation" for patient in self.patients], dtype=bool)
+        splits = np.where((self.splits == "train") & chosen, "validation", self.splits)
+        note = f"no validation split: {HELD_OUT:.1%} of the training patients were held out for validation"
+        return replace(self, splits=splits, notes=(*self.notes, note))
 
     @property
     def reports(self) -> list[str]:
@@ -187,18 +194,12 @@ def _records(
     for patient, name in zip(patients, split, strict=True):
         if name and seen.setdefault(patient, name) != name:
             raise ValueError(f"patient {patient} is in the splits {seen[patient]} and {name}: results would flatter")
-    held_out = "train" in split and "validation" not in split
-    if held_out:
-        chosen = np.array([patient_split(patient, HELD_OUT) == "validation" for patient in patients])
-        split[(split == "train") & chosen] = "validation"
-        notes += (f"no validation split: {HELD_OUT:.1%} of the training patients were held out for validation",)
     return RecordData(
         ecgs=ecgs.with_format("numpy"),
         rows=np.arange(len(rows)),
         splits=split.astype(str),
         patients=patients,
         record_ids=np.array([row["record_id"] for row in rows]),
-        held_out=held_out,
         notes=notes,
     )
 
@@ -206,7 +207,7 @@ def _records(
 def fold_rule(rule: str) -> dict[int, str]:
     """The split of every fold under a rule TRAIN/VALIDATION/TEST, such as "1-8/9/10" or "1,3-7/8/9".
 
-    Where validation is empty ("1-8//9"), part of the training patients is held out for it.
+    Any of the three may be empty: "1-8//9" has no validation folds.
 
     Raises:
         ValueError: another form, or a fold that stands in two places.

@@ -3,11 +3,12 @@
     python -m ecgformers.training.finetune --model DIR --data DIR --task ptbxl_super --output results \\
         [--folds 1-7/8/9] [--share 100] [--epochs 20] [--learning-rate 1e-3] [--layer-decay 0.8] [--balance] [--lora 8]
 
-The epoch with the best macro AUROC on the validation split is kept (in OUTPUT/finetune_TASK, a folder that
-AutoModelForSequenceClassification loads), and training stops when `--patience` epochs brought nothing better.  Layers
-near the input learn more slowly: by `--layer-decay` for each layer below the head.  `--balance` weights the positives
-of rare classes up.  Beside it the same network trained alike from random weights (`--skip-random` leaves that out),
-and the prior.  `accelerate launch -m ecgformers.training.finetune ...` uses several GPUs.
+The epoch with the best macro AUROC on the validation split (part of the training patients, where the rule has none:
+`--folds 1-8//9`) is kept in OUTPUT/finetune_TASK, a folder that AutoModelForSequenceClassification loads, and training
+stops when `--patience` epochs brought nothing better.  Layers near the input learn more slowly: by `--layer-decay` for
+each layer below the head.  `--balance` weights the positives of rare classes up.  Beside it the same network trained
+alike from random weights (`--skip-random` leaves that out), and the prior.  `accelerate launch -m
+ecgformers.training.finetune ...` uses several GPUs.
 
 For research use; not a medical device.
 """
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser.add_argument("--skip-random", action="store_true", help="no second training from random weights")
     options = parser.parse_args(arguments)
 
-    data = load_task(options.data, options.task, options.folds, options.split_table)
+    data = load_task(options.data, options.task, options.folds, options.split_table).with_validation()
     extractor = AutoFeatureExtractor.from_pretrained(options.model)
     prepared = prepare(data.ecgs, extractor, options.cache or options.output / "features")
     data, rows = with_prepared_rows(data, prepared["record_id"])
@@ -64,7 +65,6 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     draw = draw_shares(data, options.share, argparse.Namespace(seed=options.seed, seeds=1))[0]
     augmentation = Augmentation(lead_drop=options.lead_drop, shift=options.shift)
     validation, evaluated = data.splits == "validation", data.splits == options.split
-    draw = draw[~validation[draw]]
     ecgs = prepared.select_columns(list(ECG_COLUMNS))
     train_set = LabelledEcgs(ecgs, rows[draw], data.targets[draw], extractor.sampling_rate, augmentation)
     validation_set = LabelledEcgs(ecgs, rows[validation], data.targets[validation], extractor.sampling_rate)

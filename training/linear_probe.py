@@ -5,10 +5,10 @@
 
 Features are computed once and kept in the output folder.  The classifier is a multi-label logistic regression on
 standardised features; its penalty is chosen by macro AUROC on the validation split (all of it, whatever the share, as
-in the published protocols).  Where the rule has no validation folds (`--folds 1-8//9`), part of the training patients
-is held out to choose the penalty, and then used too.  A share is drawn at random, anew for every seed; figures are
-means over the seeds, and the same draws serve the encoder and the two baselines: the same encoder with random weights,
-and the share of positives in training as everybody's probability.
+in the published protocols).  Where the rule has no validation folds (`--folds 1-8//9`), it is chosen by 5-fold
+cross-validation by patient among the records whose labels may be used.  A share is drawn at random, anew for every
+seed; figures are means over the seeds, and the same draws serve the encoder and the two baselines: the same encoder
+with random weights, and the share of positives in training as everybody's probability.
 
 For research use; not a medical device.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from ecgformers.metrics.ranking import best_thresholds
 from ecgformers.training.encoders import encode_records, load_encoder, with_random
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
-from ecgformers.training.probing import PENALTIES, LinearProbe, choose_probe, fit_probes
+from ecgformers.training.probing import LinearProbe, choose_probe, cross_validated_probe
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
@@ -63,12 +63,12 @@ def probe_records(
     draws: Sequence[np.ndarray],
 ):
     """Fit a probe on each draw of training records, and add the row of their mean."""
-    evaluated, validation = data.splits == table.options.split, data.splits == "validation"
+    evaluated = data.splits == table.options.split
     scores, thresholds = [], []
     for draw in draws:
-        probe = fit_probe(data, features, draw)
+        probe, own_thresholds = fit_probe(data, features, draw)
         scores.append(probe(features[evaluated]))
-        thresholds.append(best_thresholds(data.targets[validation], probe(features[validation])))
+        thresholds.append(own_thresholds)
     unseen = ~np.all([data.targets[draw].any(0) for draw in draws], axis=0)
     if unseen.any():
         classes = ", ".join(np.array(data.task.classes)[unseen])
@@ -76,23 +76,18 @@ def probe_records(
     table.add(name, np.stack(scores), protocol, thresholds=np.stack(thresholds), are_probabilities=True)
 
 
-def fit_probe(data: TaskData, features: np.ndarray, draw: np.ndarray) -> LinearProbe:
-    """The probe of the records `draw`, its penalty chosen on the validation split.
+def fit_probe(data: TaskData, features: np.ndarray, draw: np.ndarray) -> tuple[LinearProbe, np.ndarray]:
+    """The probe of the records `draw`, and a threshold for each class (classes,).
 
-    Raises:
-        ValueError: there are no validation records, or none of the drawn records is outside them.
+    Penalty and thresholds are chosen on the validation split, or by cross-validation where there is none.
     """
     validation = data.splits == "validation"
     if not validation.any():
-        raise ValueError("there are no validation records to choose the penalty by")
-    fitted = draw[~validation[draw]]
-    if not len(fitted):
-        raise ValueError("all drawn training records are held out for validation: raise --shares")
-    chosen = choose_probe(features[fitted], data.targets[fitted], features[validation], data.targets[validation])
-    if len(fitted) == len(draw):
-        return chosen
-    down_to = PENALTIES[: PENALTIES.index(chosen.penalty) + 1]
-    return list(fit_probes(features[draw], data.targets[draw], down_to))[-1]
+        probe, scores = cross_validated_probe(features[draw], data.targets[draw], data.patients[draw])
+        return probe, best_thresholds(data.targets[draw], scores)
+    targets = data.targets[validation]
+    probe = choose_probe(features[draw], data.targets[draw], features[validation], targets)
+    return probe, best_thresholds(targets, probe(features[validation]))
 
 
 def add_prior(table: ClassificationTable, data: TaskData):

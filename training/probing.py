@@ -1,6 +1,7 @@
 """The linear classifier of the probes: multi-label logistic regression, all classes at once.
 
 probe = choose_probe(train_features, train_targets, validation_features, validation_targets)
+probe, held_out_scores = cross_validated_probe(features, targets, patients)
 probabilities = probe(test_features)
 """
 
@@ -93,3 +94,38 @@ def choose_probe(
     if np.isnan(quality).all():
         raise ValueError("no class has positives and negatives among the validation records: nothing to choose by")
     return probes[int(np.argmax(quality))]
+
+
+def cross_validated_probe(
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray, folds: int = 5
+) -> tuple[LinearProbe, np.ndarray]:
+    """The probe of all records with the penalty that ranks left-out patients best, by macro AUROC.
+
+    Args:
+        features: (n, features).
+        targets: (n, classes) of 0 and 1.
+        patients: (n,); each is left out once, in one of `folds` parts (fewer, where there are fewer patients).
+
+    Returns:
+        the probe, and the scores (n, classes) of every record by the probe that it was left out of.
+
+    Raises:
+        ValueError: all records are of one patient, or no class has positives and negatives among them.
+    """
+    names, index = np.unique(patients, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("the penalty cannot be chosen on one patient: take more records, or a validation split")
+    part = np.random.default_rng(0).permutation(len(names))[index] % folds
+    scores = np.zeros((len(PENALTIES), *targets.shape))
+    for fold in np.unique(part):
+        left_out = part == fold
+        for each, probe in zip(scores, fit_probes(features[~left_out], targets[~left_out]), strict=True):
+            each[left_out] = probe(features[left_out])
+    quality = [float(macro(auroc(targets, each))) for each in scores]
+    if np.isnan(quality).all():
+        raise ValueError(
+            f"no class has positives and negatives among {len(targets)} training records: nothing to choose by; take "
+            "more records, or a validation split"
+        )
+    best = int(np.argmax(quality))
+    return list(fit_probes(features, targets, PENALTIES[: best + 1]))[-1], scores[best]

@@ -5,7 +5,7 @@
         --same VPC=PVC STD=STD_ STE=STE_
 
 Classes are shared where they have the same name, and where `--same` says so (test class = training class).  The
-penalty is chosen on the validation split of the training data; nothing of the test data is used before the test.
+penalty is chosen as in `linear_probe`; nothing of the test data is used before the test.
 Beside the encoder the same one with random weights, and the prior of the training data.
 
 For research use; not a medical device.
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     table.notes += [training, f"classes: {', '.join(f'{a}={b}' for a, b in shared.items())}"]
     table.notes += dict.fromkeys([*source_notes, *target_notes])
     for name in encoders:
-        probe = fit_probe(source, features[name], source.training)
+        probe, _ = fit_probe(source, features[name], source.training)
         table.add(name, probe(test_features[name]), f"probe of {options.task}", are_probabilities=True)
     prior = source.targets[source.training].mean(0)
     scores = np.broadcast_to(prior, target.targets.shape)

@@ -45,13 +45,16 @@ def test_fold_9_is_the_test_fold_where_there_is_no_fold_10(tmp_path):
     assert {row % 20 // 2 for row in (int(name[1:]) for name in task_data.part("test").record_ids)} == {8}
 
 
-def test_a_rule_without_validation_folds_holds_out_training_patients(data):
-    task_data = load_task(data, "ptbxl_super", "1-8//9")
+def test_where_validation_is_needed_training_patients_are_held_out(data):
+    without = load_task(data, "ptbxl_super", "1-8//9")
+    assert set(without.splits) == {"train", "test"}
+    task_data = without.with_validation()
     train, validation = task_data.part("train"), task_data.part("validation")
-    assert task_data.held_out
     assert not set(train.patients) & set(validation.patients)
-    assert len(task_data.training) == len(train) + len(validation) == 80
+    assert len(train) + len(validation) == len(without.training) == 80
     assert "held out" in task_data.notes[1]
+    own = load_task(data, "ptbxl_super")
+    assert own.with_validation() is own
 
 
 def test_rows_without_folds_keep_the_splits_of_the_data_set(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from ecgformers.metrics.ranking import auroc
-from ecgformers.training.probing import PENALTIES, choose_probe, fit_probes
+from ecgformers.training.probing import PENALTIES, choose_probe, cross_validated_probe, fit_probes
 
 
 @pytest.fixture
@@ -68,3 +68,28 @@ def test_without_both_labels_in_validation_there_is_nothing_to_choose_by(problem
     features, targets = problem
     with pytest.raises(ValueError, match="nothing to choose by"):
         choose_probe(features, targets, features[:5], np.zeros((5, 3)))
+
+
+def test_cross_validation_leaves_whole_patients_out(problem):
+    """A feature that tells the patient, not the class, is worth nothing for patients that the probe has not seen."""
+    rng = np.random.default_rng(2)
+    patients = np.arange(300) // 3
+    targets = rng.integers(2, size=(100, 1))[patients]
+    features = rng.normal(size=(100, 60))[patients] + 0.01 * rng.normal(size=(300, 60))
+    probe, left_out = cross_validated_probe(features, targets, patients)
+    assert auroc(targets, probe(features))[0] > 0.8 > 0.65 > auroc(targets, left_out)[0]
+    features, targets = problem
+    probe, left_out = cross_validated_probe(features, targets, patients)
+    assert auroc(targets, left_out).mean() > 0.8
+    expected = next(fit_probes(features, targets, [probe.penalty]))
+    np.testing.assert_allclose(probe(features), expected(features), atol=5e-3)
+
+
+def test_a_penalty_that_cannot_be_cross_validated(problem):
+    features, targets = problem
+    with pytest.raises(ValueError, match="on one patient: take more records, or a validation split"):
+        cross_validated_probe(features, targets, np.full(300, "p"))
+    with pytest.raises(ValueError, match="no class has positives and negatives among 300 training records"):
+        cross_validated_probe(features, np.zeros((300, 3)), np.arange(300))
+    probe, left_out = cross_validated_probe(features[:2], np.array([[0, 1], [1, 1]]), np.arange(2))
+    assert np.isfinite(left_out).all() and np.isfinite(probe(features)).all()
