@@ -1,5 +1,6 @@
 """What the recipes share that align ECGs with reports: the pairs, zero-shot validation, the saved folder."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,9 +32,11 @@ from ecgformers.training.zero_shot import zero_shot_auroc
 class AlignmentSettings:
     """data: sources with reports; text: folder of a trained text stage; processor: settings of EcgFeatureExtractor;
     model: fields of the model's configuration; remove: patterns (regular expressions, without regard to case) taken
-    out of every report; min_words: shorter reports are left out; validation: task -> the data set on whose validation
-    split it is measured, zero-shot; stream: read so many training records an epoch on the way, 0: prepare all of them
-    first."""
+    out of every report; min_words: shorter reports are left out; groups: patterns: reports with the same first pattern
+    in them, and those with none, make batches of their own (a negative in another language teaches nothing);
+    crop_reports: probability with which a stretch of a report stands for the whole (so that a prompt that names one
+    finding is nothing new); validation: task -> the data set on whose validation split it is measured, zero-shot;
+    stream: read so many training records an epoch on the way, 0: prepare all of them first."""
 
     data: Sequence[str]
     loop: LoopSettings
@@ -44,6 +47,8 @@ class AlignmentSettings:
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(lead_drop=0.5))
     remove: Sequence[str] = ()
     min_words: int = 1
+    groups: Sequence[str] = ()
+    crop_reports: float = 0.0
     validation: dict[str, str] = field(default_factory=dict)
     stream: int = 0
     cache: str = ".cache/prepared"
@@ -85,15 +90,22 @@ def align(
     def has_report(report: str | None) -> bool:
         return len(clean_report(report or "", remove).split()) >= max(1, settings.min_words)
 
+    def group_of(row: Mapping[str, Any]) -> int:
+        matches = (re.search(pattern, row["report"], re.IGNORECASE) for pattern in settings.groups)
+        return next((i for i, match in enumerate(matches) if match), len(settings.groups))
+
     num_records, batches = training_batches(
         settings.data,
         processor.feature_extractor,
-        partial(EcgTextCollator, processor, settings.augmentation, loop.seed, remove=remove),
+        partial(
+            EcgTextCollator, processor, settings.augmentation, loop.seed, remove=remove, crop=settings.crop_reports
+        ),
         cache,
         loop,
         accelerator,
         settings.stream,
         lambda rows: rows.filter(has_report, input_columns="report"),
+        group_of if settings.groups else None,
     )
     with accelerator.main_process_first():
         validation = {
@@ -102,10 +114,8 @@ def align(
         }
     accelerator.print(f"{num_records} pairs, {model.num_parameters():,} parameters")
     if other is not None:
-        batch_size = loop.batch_size * accelerator.num_processes
-        counts = [num_records // batch_size, other.num_records // batch_size]
-        batches = mix_batches(counts, [batches, other.batches], loop.seed)
-        num_records = sum(counts) * batch_size
+        sources = [(num_records, batches), (other.num_records, other.batches)]
+        num_records, batches = mix_batches(sources, loop.batch_size * accelerator.num_processes, loop.seed)
 
     def evaluate(trained: Any) -> dict[str, float]:
         figures = validate(trained, processor, validation)

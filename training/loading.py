@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.losses_ecg import sample_negative_indices, sample_span_mask
 from ecgformers.modeling.quality_ecg import EcgQualityError
 from ecgformers.training.loop import LoopSettings
+from ecgformers.training.mixing import Batches, mix_batches
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ def map_batches(
     workers: int = 0,
     rank: int = 0,
     processes: int = 1,
-) -> Callable[[int, int], Iterable[dict[str, Any]]]:
+) -> Batches:
     """(epoch, first batch) -> collated batches of this process, of a data set with `len` and `[index]`."""
 
     def batches(epoch: int, start: int) -> DataLoader:
@@ -267,7 +268,7 @@ def stream_batches(
     seed: int,
     rank: int = 0,
     processes: int = 1,
-) -> Callable[[int, int], Iterable[dict[str, Any]]]:
+) -> Batches:
     """(epoch, first batch) -> collated batches of this process, of a stream."""
 
     def batches(epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -285,22 +286,37 @@ def training_batches(
     accelerator: Accelerator,
     stream_records: int = 0,
     select: Callable[[Any], Any] = lambda rows: rows,
-) -> tuple[int, Callable[[int, int], Iterable[dict[str, Any]]]]:
+    group_of: Callable[[Mapping[str, Any]], int] | None = None,
+) -> tuple[int, Batches]:
     """What `train` needs of the recordings of the training split: their number, and how to get batches of them.
 
     Args:
         stream_records: read so many an epoch from the one source on the way (a stream has no length of its own);
             0: prepare all of them first.
         select: filters or changes the rows before they are prepared.
+        group_of: group of a row; batches hold rows of one group only.
+
+    Raises:
+        ValueError: for groups of a stream.
     """
     shares = accelerator.process_index, accelerator.num_processes
     if stream_records:
+        if group_of is not None:
+            raise ValueError("groups need recordings that are prepared first: set stream to 0, or leave out groups")
         (source,) = sources
         rows = stream(select(load_dataset(source, split="train", streaming=True)), extractor)
         return stream_records, stream_batches(rows, make_collator, loop.batch_size, loop.seed, *shares)
     with accelerator.main_process_first():
         dataset = prepare(select(load_split(sources, "train")), extractor, cache)
-    return len(dataset), map_batches(dataset, make_collator, loop.batch_size, loop.seed, loop.workers, *shares)
+    if group_of is None:
+        return len(dataset), map_batches(dataset, make_collator, loop.batch_size, loop.seed, loop.workers, *shares)
+    groups = np.array([group_of(row) for row in dataset.with_format(None).remove_columns(list(ECG_COLUMNS))])
+    parts = [dataset.select(np.flatnonzero(groups == group)) for group in np.unique(groups)]
+    each = [
+        (len(part), map_batches(part, make_collator, loop.batch_size, loop.seed, loop.workers, *shares))
+        for part in parts
+    ]
+    return mix_batches(each, loop.batch_size * accelerator.num_processes, loop.seed)
 
 
 def crop_report(report: str, rng: np.random.Generator) -> str:

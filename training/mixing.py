@@ -17,18 +17,23 @@ def batch_order(counts: Sequence[int], seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, len(counts)]).permutation(np.repeat(np.arange(len(counts)), counts))
 
 
-def mix_batches(counts: Sequence[int], sources: Sequence[Batches], seed: int) -> Batches:
+def mix_batches(sources: Sequence[tuple[int, Batches]], batch_size: int, seed: int) -> tuple[int, Batches]:
     """Batches of several data sets, in the same order for every process, so that all of them compare like with like.
 
     Args:
-        counts: batches a process takes of each data set in an epoch.
-        sources: the batches of each, see `loading.map_batches` and `loading.stream_batches`.
+        sources: number of records of each data set, over all processes, and its batches; see `loading.map_batches`
+            and `loading.stream_batches`.
+        batch_size: over all processes.
+
+    Returns:
+        number of records of one epoch, without those of incomplete batches, and the batches.
     """
+    counts = [records // batch_size for records, _ in sources]
 
     def batches(epoch: int, start: int) -> Iterator[dict[str, Any]]:
         order = batch_order(counts, seed, epoch)
         done = np.bincount(order[:start], minlength=len(counts))
-        iterators = [iter(source(epoch, int(first))) for source, first in zip(sources, done, strict=True)]
+        iterators = [iter(each(epoch, int(first))) for (_, each), first in zip(sources, done, strict=True)]
         return (next(iterators[index]) for index in order[start:])
 
-    return batches
+    return sum(counts) * batch_size, batches

@@ -97,7 +97,7 @@ def test_a_residual_network_goes_the_same_way(runs):
     )
     loss = figures(runs / "resnet", "validation_cmsc_loss")
     assert loss[-1] < loss[0] and not figures(runs / "resnet", "validation_masked_loss")
-    aligned = ["loop.epochs=1", f"loop.output={runs / 'aligned'}"]
+    aligned = ["loop.epochs=1", f"loop.output={runs / 'aligned'}", "groups=[normales,infarct]", "crop_reports=0.5"]
     pretrain_melp.main([*config, f"ecg={runs / 'resnet' / 'best'}", *aligned])
     trained = AutoModel.from_pretrained(runs / "aligned" / "best")
     assert trained.config.ecg_config.encoder_type == "resnet" and trained.config.ecg_config.hidden_sizes == [8]
