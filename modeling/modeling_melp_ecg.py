@@ -26,7 +26,7 @@ from .attention_ecg import MultiHeadAttention
 from .classification_ecg import EcgClassifierMixin
 from .configuration_melp import MelpEcgConfig
 from .losses_ecg import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
-from .masking_ecg import count_steps, length_mask, masked_input
+from .masking_ecg import length_mask, masked_input, mean_over_time
 from .pooling_ecg import AttentionalPooler
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
@@ -44,6 +44,7 @@ class MelpEcgOutput(ModelOutput):
         caption_tokens: (batch, num_caption_queries, caption_dim), what the text decoder attends to.
         beat_embeds: (batch, num_beat_queries, projection_dim), not normalised.
         ecg_embeds: (batch, projection_dim), unit norm: the mean of the beat embeddings.
+        mean_state: (batch, hidden_size), the mean of the states over time.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -51,6 +52,7 @@ class MelpEcgOutput(ModelOutput):
     caption_tokens: torch.Tensor | None = None
     beat_embeds: torch.Tensor | None = None
     ecg_embeds: torch.Tensor | None = None
+    mean_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -342,10 +344,8 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
         """
         encoded = self.encoder(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
         states = encoded.last_hidden_state  # (batch, time, hidden)
-        mask = None
-        if sample_mask is not None:
-            mask = self.encoder.time_mask(sample_mask)
-            count_steps(mask)
+        mask = None if sample_mask is None else self.encoder.time_mask(sample_mask)
+        mean_state = mean_over_time(states, mask)
         caption_tokens = self.caption_norm(self.caption_pooler(states, mask))  # (batch, caption queries, caption_dim)
         beats = self.beat_norm(self.beat_pooler(states, mask))  # (batch, beat queries, projection_dim)
         beat_embeds = self.beat_projection(beats)
@@ -355,6 +355,7 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
             caption_tokens=caption_tokens,
             beat_embeds=beat_embeds,
             ecg_embeds=F.normalize(beat_embeds.mean(1), dim=-1),
+            mean_state=mean_state,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )

@@ -72,8 +72,10 @@ class HubEncoder:
         self.outputs = tuple(outputs)
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str | None = None) -> "HubEncoder":
-        return cls(AutoModel.from_pretrained(name), AutoFeatureExtractor.from_pretrained(name), device)
+    def from_pretrained(
+        cls, name: str, device: str | None = None, outputs: Sequence[str] = ("pooler_output",)
+    ) -> "HubEncoder":
+        return cls(AutoModel.from_pretrained(name), AutoFeatureExtractor.from_pretrained(name), device, outputs)
 
     @torch.inference_mode()
     def encode(self, ecgs: Sequence[EcgRecord]) -> torch.Tensor:
@@ -99,15 +101,15 @@ class HubEncoder:
         return digest.hexdigest()
 
 
-def load_encoder(name: str, device: str | None = None) -> EcgEncoder:
-    """The encoder behind `--model`: a folder, a name on the Hub, or MODULE:FACTORY."""
+def load_encoder(name: str, device: str | None = None, outputs: Sequence[str] = ("pooler_output",)) -> EcgEncoder:
+    """The encoder behind `--model`: a folder, a name on the Hub, or MODULE:FACTORY, which has features of its own."""
     module, colon, factory = name.partition(":")
     if colon and not Path(name).exists():
         encoder = getattr(import_module(module), factory)()
         if not hasattr(encoder, "encode"):
             raise ValueError(f"{name} gives a {type(encoder).__name__}, which has no method encode")
         return encoder
-    return HubEncoder.from_pretrained(name, device)
+    return HubEncoder.from_pretrained(name, device, outputs)
 
 
 def with_random(encoder: Encoder, name: str, seed: int) -> dict[str, Encoder]:

@@ -54,6 +54,13 @@ def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentPars
     parser.add_argument("--folds", help="TRAIN/VALIDATION/TEST, e.g. 1-8/9/10, 1-7/8/9 or 1-8//9; see fold_rule")
     parser.add_argument("--split-table", nargs="*", default=[], metavar="SPLIT=CSV", help="for tasks split by tables")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=["pooler_output"],
+        metavar="OUTPUT",
+        help="outputs of the model that a probe reads, side by side, e.g. pooler_output mean_state",
+    )
     parser.add_argument("--device", default=None, help="of torch; by default a GPU where there is one")
     parser.add_argument("--resamples", type=int, default=1000, help="of the patients, for 95 %% intervals; 0 for none")
     parser.add_argument("--seed", type=int, default=0)

@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser.add_argument("--penalty", type=float, default=0.1, help="on the squared weights, see probing.py")
     options = parser.parse_args(arguments)
     data = load_task(options.data, options.task, options.folds, options.split_table)
-    encoders = with_random(load_encoder(options.model, options.device), Path(options.model).name, options.seed)
+    encoders = with_random(
+        load_encoder(options.model, options.device, options.features), Path(options.model).name, options.seed
+    )
     data, features, notes = encode_records(encoders, data, options)
 
     table = ClassificationTable("few_shot", options, data.part(options.split))

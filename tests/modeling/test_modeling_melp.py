@@ -78,7 +78,7 @@ def test_padding_leaves_an_embedding_alone(either_model, length):
     with torch.no_grad():
         alone = either_model.get_ecg_features(short[None])
         together = either_model.get_ecg_features(padded, sample_mask=sample_mask)
-    for name in ("ecg_embeds", "beat_embeds", "caption_tokens", "pooler_output"):
+    for name in ("ecg_embeds", "beat_embeds", "caption_tokens", "pooler_output", "mean_state"):
         torch.testing.assert_close(together[name][1:], alone[name], atol=1e-5, rtol=0)
 
 

@@ -49,6 +49,16 @@ def test_features_are_the_models_pooler_output(write, records, tmp_path):
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
+def test_several_outputs_stand_side_by_side(records, tmp_path):
+    encoder = load_encoder(write_melp_encoder(tmp_path), "cpu", ("pooler_output", "mean_state"))
+    features, _ = extract_features(encoder, records.ecgs, records.rows)
+    pooled, _ = extract_features(load_encoder(str(tmp_path), "cpu"), records.ecgs, records.rows)
+    width = pooled.shape[1]
+    np.testing.assert_array_equal(features[:, :width], pooled)
+    assert features.shape[1] == width + encoder.model.config.hidden_size
+    assert encoder.random(0).outputs == encoder.outputs
+
+
 class Counted(MeanAndSpread):
     fingerprint = "counted"
 
