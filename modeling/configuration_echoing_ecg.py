@@ -17,8 +17,8 @@ class EchoingEcgConfig(PreTrainedConfig):
         text_config: the text tower, a `BertConfig`.
         num_leads: leads of the input; their order is the feature extractor's affair.
         stem_size: channels of the first convolution, which halves the time resolution.
-        hidden_sizes, depths: channels and residual blocks of each stage; every stage but the first halves the time
-            resolution again.
+        hidden_sizes, depths, strides: channels, residual blocks and stride of each stage; by default every stage but
+            the first halves the time resolution again.
         projection_dim: width of means and log-variances.
         pooling_size: width of the position codes and of the GRU that weigh the ranks in generalised pooling.
         initializer_range: standard deviation of new linear layers.
@@ -38,6 +38,7 @@ class EchoingEcgConfig(PreTrainedConfig):
     stem_size: int = 96
     hidden_sizes: list[int] | tuple[int, ...] = (192, 384, 768, 1536)
     depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
+    strides: list[int] | tuple[int, ...] | None = None
     projection_dim: int = 512
     pooling_size: int = 32
     initializer_range: float = 0.02
@@ -54,13 +55,15 @@ class EchoingEcgConfig(PreTrainedConfig):
             self.text_config = {"vocab_size": 28996}
         if isinstance(self.text_config, dict):
             self.text_config = BertConfig(**self.text_config)
+        if self.strides is None:
+            self.strides = [2 if stage else 1 for stage in range(len(self.depths))]
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        if len(self.hidden_sizes) != len(self.depths):
+        if not len(self.hidden_sizes) == len(self.depths) == len(self.strides):  # type: ignore[arg-type]
             raise ValueError(
-                "hidden_sizes and depths describe the same stages and must be equally long; "
-                f"they have {len(self.hidden_sizes)} and {len(self.depths)} entries"
+                "hidden_sizes, depths and strides describe the same stages and must be equally long; they have "
+                f"{len(self.hidden_sizes)}, {len(self.depths)} and {len(self.strides)} entries"  # type: ignore[arg-type]
             )
         if self.pooling_size % 2:
             raise ValueError(

@@ -189,8 +189,13 @@ class EchoingEcgEncoder(ResidualNetworkMixin, EchoingEcgPreTrainedModel):
 
     def __init__(self, config: EchoingEcgConfig):
         super().__init__(config)
-        strides = [2 if index else 1 for index in range(len(config.depths))]
-        self.add_residual_network(config.num_leads, config.stem_size, config.hidden_sizes, config.depths, strides)
+        self.add_residual_network(
+            config.num_leads,
+            config.stem_size,
+            config.hidden_sizes,
+            config.depths,
+            config.strides,  # type: ignore[arg-type]
+        )
         self.head = GaussianHead(config.hidden_sizes[-1], config.projection_dim, config.pooling_size)
         self.post_init()
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ecgformers.datasets_scripts.tasks import TASKS, labels, prompts
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.training.loading import (
     ECG_COLUMNS,
@@ -30,17 +31,27 @@ from ecgformers.training.zero_shot import zero_shot_auroc
 
 @dataclass
 class AlignmentSettings:
-    """data: sources with reports; text: folder of a trained text stage; processor: settings of EcgFeatureExtractor;
-    model: fields of the model's configuration; remove: patterns (regular expressions, without regard to case) taken
-    out of every report; min_words: shorter reports are left out; groups: patterns: reports with the same first pattern
-    in them, and those with none, make batches of their own (a negative in another language teaches nothing);
-    crop_reports: probability with which a stretch of a report stands for the whole (so that a prompt that names one
-    finding is nothing new); validation: task -> the data set on whose validation split it is measured, zero-shot;
-    stream: read so many training records an epoch on the way, 0: prepare all of them first."""
+    """What to align, from what, and how it is validated.
+
+    Args:
+        data: sources with reports.
+        text, ecg: folders of the trained stages before, where there are any.
+        processor: settings of `EcgFeatureExtractor`.
+        model: fields of the model's configuration.
+        remove: patterns (regular expressions, without regard to case) taken out of every report.
+        min_words: shorter reports are left out.
+        groups: patterns; reports with the same first pattern in them, and those with none, make batches of their own:
+            a negative in another language teaches nothing.
+        crop_reports: probability with which a stretch of a report stands for the whole, so that a prompt that names
+            one finding is nothing new.
+        validation: task -> the data set on whose validation split it is measured, zero-shot.
+        stream: read so many training records an epoch on the way; 0: prepare all of them first.
+    """
 
     data: Sequence[str]
     loop: LoopSettings
     text: str = ""
+    ecg: str = ""
     tokenizer: str = ""
     processor: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +63,13 @@ class AlignmentSettings:
     validation: dict[str, str] = field(default_factory=dict)
     stream: int = 0
     cache: str = ".cache/prepared"
+
+
+def load_residual_network(encoder: torch.nn.Module, folder: str):
+    """Gives a tower's residual network the weights of a trained ECG stage (`encoder_type: resnet`) of its sizes."""
+    own = encoder.state_dict()
+    trained = MelpEcgForPreTraining.from_pretrained(folder).encoder.state_dict()
+    encoder.load_state_dict(own | {name: weight for name, weight in trained.items() if name in own})
 
 
 class Source(NamedTuple):

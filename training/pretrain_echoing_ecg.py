@@ -6,7 +6,8 @@
 `data` are data sets with reports; `echo` are data sets whose ECGs have an `echo_study_id` (`datasets_scripts` builds
 both), and `echo_features` is what `extract_echo_features` makes of the studies with the frozen teacher.  Each batch is
 of one of the two, at random until both are exhausted.  Without `echo` it is the ECG-text half alone.  The text tower
-starts from `text`, a BERT (a folder or Hub name; published: BioBERT).  The best model is that with the highest mean of
+starts from `text`, a BERT (a folder or Hub name; published: BioBERT), and the ECG tower from `ecg`, the stage of a
+residual network of the same sizes (published: random weights).  The best model is that with the highest mean of
 the zero-shot AUROC over the tasks of `validation` and of finding the echo studies of ECGs.
 """
 
@@ -27,7 +28,7 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.quality_ecg import EcgQualityError
-from ecgformers.training.alignment import AlignmentSettings, align
+from ecgformers.training.alignment import AlignmentSettings, align, load_residual_network
 from ecgformers.training.echo_pairs import echo_source
 from ecgformers.training.loading import load_split
 from ecgformers.training.loop import make_accelerator
@@ -60,6 +61,8 @@ def build_model(settings: EchoingEcgSettings, tokenizer: PreTrainedTokenizerBase
     model = EchoingEcgModel(EchoingEcgConfig(text_config=text_config, **fields))
     if settings.text:
         model.text_model.bert.load_state_dict(bert.state_dict())
+    if settings.ecg:
+        load_residual_network(model.ecg_model, settings.ecg)
     return model
 
 

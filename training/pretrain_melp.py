@@ -9,7 +9,6 @@ of `validation`.  The negatives are those of all processes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -24,14 +23,7 @@ from ecgformers.training.loop import make_accelerator
 from ecgformers.training.settings import parse_settings
 
 
-@dataclass
-class MelpSettings(AlignmentSettings):
-    """ecg: folder of a trained ECG stage; model: fields of MelpConfig."""
-
-    ecg: str = ""
-
-
-def build_model(settings: MelpSettings, tokenizer: PreTrainedTokenizerFast) -> MelpModel:
+def build_model(settings: AlignmentSettings, tokenizer: PreTrainedTokenizerFast) -> MelpModel:
     """The model of `settings.model`, with the weights of the first two stages where there are any."""
     fields = dict(settings.model)
     if settings.ecg:
@@ -55,7 +47,7 @@ def build_model(settings: MelpSettings, tokenizer: PreTrainedTokenizerFast) -> M
 
 
 def main(arguments: Sequence[str] | None = None):
-    settings = parse_settings(MelpSettings, "melp", __doc__, arguments)
+    settings = parse_settings(AlignmentSettings, "melp", __doc__, arguments)
     accelerator = make_accelerator(settings.loop)
     tokenizer = as_report_tokenizer(AutoTokenizer.from_pretrained(settings.tokenizer or settings.text))
     model = build_model(settings, tokenizer)

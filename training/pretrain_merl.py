@@ -4,7 +4,8 @@
 
 The rival that MELP compares with, trained alike: on the same pairs, from the same text stage, validated the same way
 (FILE has a section `merl`; see `pretrain_melp`).  `text` may also be any BERT, such as ncbi/MedCPT-Query-Encoder, the
-published choice, or be left out: random weights.  The negatives of both contrasts are those of all processes.
+published choice, or be left out: random weights.  `ecg` is the ECG stage of a residual network of the same sizes.  The
+negatives of both contrasts are those of all processes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ecgformers.modeling.configuration_merl import MerlConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_merl import MerlModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
-from ecgformers.training.alignment import AlignmentSettings, align
+from ecgformers.training.alignment import AlignmentSettings, align, load_residual_network
 from ecgformers.training.loop import make_accelerator
 from ecgformers.training.settings import parse_settings
 
@@ -34,6 +35,8 @@ def build_model(settings: AlignmentSettings, tokenizer: PreTrainedTokenizerBase)
     model = MerlModel(MerlConfig(**fields))
     if settings.text:
         model.text_model.load_state_dict(bert.state_dict())
+    if settings.ecg:
+        load_residual_network(model.ecg_model, settings.ecg)
     model.freeze_text_layers()
     return model
 

@@ -231,12 +231,13 @@ def test_a_new_model_starts_with_moderate_uncertainty():
 def test_config_defaults_and_round_trip(tmp_path):
     config = EchoingEcgConfig()
     assert (config.hidden_sizes, config.depths, config.projection_dim) == ((192, 384, 768, 1536), (3, 4, 23, 3), 512)
+    assert config.strides == [1, 2, 2, 2]
     assert (config.text_config.vocab_size, config.text_config.hidden_size) == (28996, 768)
     tiny_config(smoothness=0.5, freeze_encoder=True).save_pretrained(tmp_path)
     loaded = EchoingEcgConfig.from_pretrained(tmp_path)
     assert loaded.text_config.to_dict() == tiny_config().text_config.to_dict()
     assert (loaded.smoothness, loaded.freeze_encoder, list(loaded.depths)) == (0.5, True, [1, 2, 1, 1])
-    with pytest.raises(Exception, match=r"hidden_sizes and depths .* 4 and 1 entries"):
+    with pytest.raises(Exception, match=r"hidden_sizes, depths and strides .* 4, 1 and 1 entries"):
         EchoingEcgConfig(depths=(1,))
     with pytest.raises(Exception, match="pooling_size"):
         EchoingEcgConfig(pooling_size=7)

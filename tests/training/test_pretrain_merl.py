@@ -11,9 +11,11 @@ from datasets import load_dataset
 from safetensors.torch import load_file
 from synthetic import REPORTS, write_dataset
 from test_resume import SETTINGS
-from transformers import AutoModel, AutoProcessor, BertConfig, BertForMaskedLM
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from ecgformers.datasets_scripts.rows import row_to_record
+from ecgformers.modeling.configuration_melp import MelpEcgConfig
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.training import pretrain_merl
 from ecgformers.training.alignment import AlignmentSettings
 from ecgformers.training.loop import LoopSettings
@@ -105,3 +107,18 @@ def test_the_result_loads_and_compares(root, run):
     with torch.no_grad():
         assert model(**processor(record, text=list(REPORTS.values()))).logits_per_ecg.shape == (1, 5)
     assert processor.lowercase and processor.max_text_length == 32
+
+
+def test_the_ecg_tower_starts_from_the_ecg_stage(root):
+    sizes = {name: MODEL[name] for name in ("hidden_size", "stem_size", "hidden_sizes", "depths", "strides")}
+    stage = MelpEcgForPreTraining(MelpEcgConfig(encoder_type="resnet", **sizes, caption_dim=16, projection_dim=16))
+    stage.save_pretrained(root / "ecg")
+    settings = AlignmentSettings(
+        data=[], loop=LoopSettings(output=""), text=str(root / "text"), ecg=str(root / "ecg"), model=MODEL
+    )
+    model = pretrain_merl.build_model(settings, AutoTokenizer.from_pretrained(root / "text"))
+    trained = stage.encoder.state_dict()
+    assert all(torch.equal(model.ecg_model.state_dict()[name], weight) for name, weight in trained.items())
+    settings.model = MODEL | {"stem_size": 4}
+    with pytest.raises(RuntimeError, match="size mismatch for stem_conv"):
+        pretrain_merl.build_model(settings, AutoTokenizer.from_pretrained(root / "text"))

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, Au
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.training import pretrain_ecg, pretrain_melp, pretrain_text
+from ecgformers.training.alignment import AlignmentSettings
 from ecgformers.training.settings import build, parse_settings
 
 TEXT_MODEL = {
@@ -144,7 +145,7 @@ def test_a_wrong_setting_is_named(values, message):
 
 def test_the_published_recipe_is_complete():
     config = str(Path(pretrain_melp.__file__).parent / "configs" / "melp.yaml")
-    melp = parse_settings(pretrain_melp.MelpSettings, "melp", "", ["--config", config])
+    melp = parse_settings(AlignmentSettings, "melp", "", ["--config", config])
     ecg = parse_settings(pretrain_ecg.EcgSettings, "ecg", "", ["--config", config])
     text = parse_settings(pretrain_text.TextSettings, "text", "", ["--config", config])
     assert (melp.loop.learning_rate, melp.loop.weight_decay, tuple(melp.loop.betas)) == (2e-4, 0.2, (0.9, 0.95))
