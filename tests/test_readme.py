@@ -1,0 +1,62 @@
+"""The fine-tuning script of the README, run word for word."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_evaluation import write_melp_encoder
+from synthetic import REPORTS, write_dataset
+from transformers import pipeline
+
+from ecgformers.datasets_scripts.building import build
+from ecgformers.datasets_scripts.ecg_folder import EcgFolder
+from ecgformers.training import finetune
+
+ROOT = Path(__file__).parents[1]
+
+
+def script() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if "Trainer(" in block]
+    return block
+
+
+def test_it_is_short():
+    assert script().count("\n") <= 30
+
+
+def test_it_runs(tmp_path, monkeypatch, capsys):
+    write_dataset(tmp_path / "ptb_xl", records=64, samples=200)
+    write_melp_encoder(tmp_path / "model_cards" / "melp-tiny-ptb-xl")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(script(), names)
+    assert re.search(r"macro AUROC (0\.\d+|1\.0)", capsys.readouterr().out)
+    record = names["row_to_record"](names["data"]["validation"][0])
+    found = {entry["label"]: entry["score"] for entry in pipeline("ecg-classification", model="finetuned")(record)}
+    expected = 1 / (1 + np.exp(-names["output"].predictions[0].astype(float)))
+    assert found == pytest.approx(dict(zip(REPORTS, expected.tolist(), strict=True)), abs=1e-4)
+
+
+@pytest.mark.skipif("ECGFORMERS_SLOW" not in os.environ, reason="ECGFORMERS_SLOW is not set: this takes an hour")
+def test_it_reaches_what_finetune_reaches(ptb_xl_dir, tmp_path, monkeypatch):
+    model = ROOT / "model_cards" / "melp-tiny-ptb-xl"
+    subprocess.run([sys.executable, str(ptb_xl_dir / "restore.py"), str(tmp_path / "source")], check=True)
+    columns = {"path_column": "filename_lr", "id_column": "ecg_id", "patient_column": "patient_id"}
+    folds = {"fold_column": "strat_fold", "validation_folds": "9"}
+    table = {"table": "ptbxl_labels.csv", "label_columns": "super_NORM:ISCAS"}
+    build(EcgFolder(**columns, **folds, **table, data_dir=str(tmp_path / "source")), tmp_path / "ptb_xl")
+    (tmp_path / "model_cards").mkdir()
+    (tmp_path / "model_cards" / model.name).symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(script(), names)
+    reached = names["macro"](names["auroc"](names["output"].label_ids, names["output"].predictions))
+    options = ["--folds", "1-7/8/9", "--epochs", "5", "--batch-size", "32", "--skip-random", "--resamples", "0"]
+    command = ["--model", str(model), "--data", "ptb_xl", "--task", "ptbxl_super", "--output", "out", *options]
+    table = finetune.main(command)
+    assert reached > table.rows[0]["auroc_macro"]["value"] - 0.01
