@@ -53,11 +53,10 @@ def calibration_error(
     return np.sum(gaps, axis=0) / weights.sum(-1, keepdims=True)
 
 
-def area_under_risk_coverage(losses: ArrayLike, confidences: ArrayLike) -> float:
-    """Mean loss of the most confident records, averaged over all coverages from 1/n to 1; lower is better.
+def risk_coverage(losses: ArrayLike, confidences: ArrayLike) -> np.ndarray:
+    """Mean loss of the 1, 2, ... n most confident records, (n,): the risk at coverages 1/n to 1.
 
-    (Geifman and El-Yaniv, NeurIPS 2017.)  Among equal confidences the order is taken as random: constant ones give
-    the mean loss.
+    Among equal confidences the order is taken as random: constant ones give the mean loss throughout.
 
     Args:
         losses: (n,), such as 0/1 errors.
@@ -71,7 +70,15 @@ def area_under_risk_coverage(losses: ArrayLike, confidences: ArrayLike) -> float
     order = np.argsort(-confidences, kind="stable")
     _, tied, counts = np.unique(-confidences[order], return_inverse=True, return_counts=True)
     expected = (np.bincount(tied, losses[order]) / counts)[tied]
-    return float((expected.cumsum() / np.arange(1, len(losses) + 1)).mean())
+    return expected.cumsum() / np.arange(1, len(losses) + 1)
+
+
+def area_under_risk_coverage(losses: ArrayLike, confidences: ArrayLike) -> float:
+    """Mean loss of the most confident records, averaged over all coverages from 1/n to 1; lower is better.
+
+    (Geifman and El-Yaniv, NeurIPS 2017.)  Arguments as in `risk_coverage`.
+    """
+    return float(risk_coverage(losses, confidences).mean())
 
 
 def _check_probabilities(targets: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

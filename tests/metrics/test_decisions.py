@@ -12,6 +12,7 @@ from ecgformers.metrics.decisions import (
     balanced_accuracy,
     brier_score,
     calibration_error,
+    risk_coverage,
 )
 
 
@@ -92,3 +93,9 @@ def test_losses_that_are_not_finite_are_refused():
         area_under_risk_coverage([np.nan], [1.0])
     with pytest.raises(ValueError, match="n > 0"):
         area_under_risk_coverage([], [])
+
+
+def test_the_risk_coverage_curve_ends_at_the_mean_loss():
+    losses, confidences = np.array([1.0, 0, 0, 1]), np.array([0.1, 0.9, 0.5, 0.5])
+    np.testing.assert_allclose(risk_coverage(losses, confidences), [0, 0.25, 1 / 3, 0.5])  # two are tied
+    assert area_under_risk_coverage(losses, confidences) == risk_coverage(losses, confidences).mean()
