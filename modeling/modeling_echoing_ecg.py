@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .classification_ecg import EcgClassifierMixin
 from .configuration_echoing_ecg import EchoingEcgConfig
 from .losses_ecg import ProbabilisticMatchingLoss, gather_with_gradient, matched_by_id, pairwise_distance
+from .masking_ecg import mean_over_time
 from .pooling_ecg import GeneralizedPooling
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
@@ -59,6 +60,7 @@ class EchoingEcgEncoderOutput(ModelOutput):
         pooler_output: (batch, projection_dim), the feature for linear probes: the same as `ecg_embeds`.
         ecg_embeds: (batch, projection_dim), the mean, unit norm.
         ecg_logvar: (batch, projection_dim), the log-variance.
+        mean_state: (batch, channels), the mean of the last stage over time.
         hidden_states: the stem and every stage, (batch, channels, time) each.
     """
 
@@ -66,6 +68,7 @@ class EchoingEcgEncoderOutput(ModelOutput):
     pooler_output: torch.Tensor | None = None
     ecg_embeds: torch.Tensor | None = None
     ecg_logvar: torch.Tensor | None = None
+    mean_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
     @property
@@ -220,9 +223,14 @@ class EchoingEcgEncoder(ResidualNetworkMixin, EchoingEcgPreTrainedModel):
                 sample.
         """
         hidden_states, mask = self.residual_features(input_values, lead_mask, sample_mask)
-        mean, logvar = self.head(hidden_states.transpose(1, 2), mask)
+        steps = hidden_states.transpose(1, 2)  # (batch, time, channels)
+        mean, logvar = self.head(steps, mask)
         return EchoingEcgEncoderOutput(
-            last_hidden_state=hidden_states, pooler_output=mean, ecg_embeds=mean, ecg_logvar=logvar
+            last_hidden_state=hidden_states,
+            pooler_output=mean,
+            ecg_embeds=mean,
+            ecg_logvar=logvar,
+            mean_state=mean_over_time(steps, mask),
         )
 
 

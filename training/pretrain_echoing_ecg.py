@@ -49,8 +49,12 @@ class EchoingEcgSettings(AlignmentSettings):
     scaler_records: int = 2000
 
 
-def build_model(settings: EchoingEcgSettings, tokenizer: PreTrainedTokenizerBase) -> EchoingEcgModel:
-    """The model of `settings.model`, its text tower with the weights of `settings.text` where that is given."""
+def build_model(
+    settings: EchoingEcgSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    model_class: type[EchoingEcgModel] = EchoingEcgModel,
+) -> EchoingEcgModel:
+    """The model of `settings.model`, its towers with the weights of the stages before where there are any."""
     fields = dict(settings.model)
     text_config = fields.pop("text_config", {})
     if settings.text:
@@ -58,7 +62,7 @@ def build_model(settings: EchoingEcgSettings, tokenizer: PreTrainedTokenizerBase
         bert.resize_token_embeddings(len(tokenizer))
         text_config = bert.config.to_diff_dict() | text_config
     text_config |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    model = EchoingEcgModel(EchoingEcgConfig(text_config=text_config, **fields))
+    model = model_class(EchoingEcgConfig(text_config=text_config, **fields))
     if settings.text:
         model.text_model.bert.load_state_dict(bert.state_dict())
     if settings.ecg:
@@ -102,11 +106,11 @@ def make_extractor(settings: EchoingEcgSettings) -> EcgFeatureExtractor:
     return EcgFeatureExtractor(**fields)
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None, model_class: type[EchoingEcgModel] = EchoingEcgModel):
     settings = parse_settings(EchoingEcgSettings, "echoing_ecg", __doc__, arguments)
     accelerator = make_accelerator(settings.loop)
     tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.text)
-    model = build_model(settings, tokenizer)
+    model = build_model(settings, tokenizer, model_class)
     processor = EcgProcessor(
         make_extractor(settings),
         tokenizer,

@@ -45,6 +45,7 @@ def test_padding_leaves_an_ecg_alone(model, length):
     alone, padded = model.get_ecg_features(recording), model.get_ecg_features(batch, sample_mask=sample_mask)
     torch.testing.assert_close(padded.ecg_embeds[1:], alone.ecg_embeds, atol=1e-5, rtol=0)
     torch.testing.assert_close(padded.ecg_logvar[1:], alone.ecg_logvar, atol=1e-5, rtol=0)
+    torch.testing.assert_close(padded.mean_state[1:], alone.last_hidden_state.mean(2), atol=1e-5, rtol=1e-5)
     steps = alone.last_hidden_state.shape[-1]
     torch.testing.assert_close(padded.last_hidden_state[1:, :, :steps], alone.last_hidden_state, atol=1e-5, rtol=0)
     assert (padded.last_hidden_state[1, :, steps:] == 0).all()
