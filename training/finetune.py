@@ -35,7 +35,7 @@ from transformers import (
 
 from ecgformers.metrics.ranking import auroc, best_thresholds, macro
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
-from ecgformers.training.linear_probe import add_prior, draw_shares
+from ecgformers.training.linear_probe import add_prior, draw_shares, note_unseen
 from ecgformers.training.loading import ECG_COLUMNS, Augmentation, prepare
 
 MAX_POSITIVE_WEIGHT = 20.0
@@ -84,15 +84,17 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
         models["random weights"] = AutoModelForSequenceClassification.from_config(config)
 
     table = ClassificationTable("finetune", options, data.part(options.split))
+    protocol = f"fine-tuned, {options.share:g} % of labels" + (f", LoRA {options.lora}" if options.lora else "")
     for method, model in models.items():
         folder = options.output / f"finetune_{data.task.name}{'' if method == name else '_random'}"
         trainer = make_trainer(model, train_set, validation_set, options, folder)
         trainer.train()
+        trainer.compute_metrics = None  # they are for validation: test records may have no class with both labels
         save(trainer, extractor, folder)
         thresholds = best_thresholds(validation_set.targets, probabilities(trainer, validation_set))
         scores = probabilities(trainer, test_set)
-        protocol = f"fine-tuned, {options.share:g} % of labels" + (f", LoRA {options.lora}" if options.lora else "")
         table.add(method, scores, protocol, thresholds=thresholds, are_probabilities=True)
+    note_unseen(table, data, protocol, [draw])
     add_prior(table, data)
     if trainer.is_world_process_zero():
         table.write()

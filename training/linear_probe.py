@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 100 %%")
     options = parser.parse_args(arguments)
     data = load_task(options.data, options.task, options.folds, options.split_table)
-    encoders = with_random(load_encoder(options.model, options.device), Path(options.model).name, options.seed)
+    encoders = with_random(
+        load_encoder(options.model, options.device, options.features), Path(options.model).name, options.seed
+    )
     data, features, notes = encode_records(encoders, data, options)
 
     table = ClassificationTable("linear_probe", options, data.part(options.split))
@@ -69,11 +71,17 @@ def probe_records(
         probe, own_thresholds = fit_probe(data, features, draw)
         scores.append(probe(features[evaluated]))
         thresholds.append(own_thresholds)
+    table.add(name, np.stack(scores), protocol, thresholds=np.stack(thresholds), are_probabilities=True)
+    note_unseen(table, data, protocol, draws)
+
+
+def note_unseen(table: ClassificationTable, data: TaskData, protocol: str, draws: Sequence[np.ndarray]):
+    """Name the classes of which some draw of training records has no positive."""
     unseen = ~np.all([data.targets[draw].any(0) for draw in draws], axis=0)
     if unseen.any():
         classes = ", ".join(np.array(data.task.classes)[unseen])
-        table.notes.append(f"{protocol}: at times without a positive among the training labels: {classes}")
-    table.add(name, np.stack(scores), protocol, thresholds=np.stack(thresholds), are_probabilities=True)
+        at_times = "at times " if len(draws) > 1 else ""
+        table.notes.append(f"{protocol}: {at_times}without a positive among the training labels: {classes}")
 
 
 def fit_probe(data: TaskData, features: np.ndarray, draw: np.ndarray) -> tuple[LinearProbe, np.ndarray]:

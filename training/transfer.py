@@ -20,7 +20,7 @@ import numpy as np
 from ecgformers.datasets_scripts.tasks import TASKS
 from ecgformers.training.encoders import encode_records, load_encoder, with_random
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
-from ecgformers.training.linear_probe import fit_probe
+from ecgformers.training.linear_probe import fit_probe, note_unseen
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
@@ -37,16 +37,20 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     source, target = only_classes(source, list(shared.values())), only_classes(target, list(shared))
     target = target.part(options.split)
 
-    encoders = with_random(load_encoder(options.model, options.device), Path(options.model).name, options.seed)
+    encoders = with_random(
+        load_encoder(options.model, options.device, options.features), Path(options.model).name, options.seed
+    )
     source, features, source_notes = encode_records(encoders, source, options)
     target, test_features, target_notes = encode_records(encoders, target, options)
     table = ClassificationTable(f"transfer_{options.task}", options, target)
     training = f"trained on {options.task}: {', '.join(source.notes)}"
     table.notes += [training, f"classes: {', '.join(f'{a}={b}' for a, b in shared.items())}"]
     table.notes += dict.fromkeys([*source_notes, *target_notes])
+    protocol = f"probe of {options.task}"
     for name in encoders:
         probe, _ = fit_probe(source, features[name], source.training)
-        table.add(name, probe(test_features[name]), f"probe of {options.task}", are_probabilities=True)
+        table.add(name, probe(test_features[name]), protocol, are_probabilities=True)
+    note_unseen(table, source, protocol, [source.training])
     prior = source.targets[source.training].mean(0)
     scores = np.broadcast_to(prior, target.targets.shape)
     table.add("prior", scores, f"share of positives in {options.task}", are_probabilities=True)
