@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank (needs peft)")
     parser.add_argument("--lead-drop", type=float, default=0.1, help="probability that training leaves out a lead")
     parser.add_argument("--shift", type=float, default=1.0, help="largest random shift in training, seconds")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load batches")
     parser.add_argument("--skip-random", action="store_true", help="no second training from random weights")
     options = parser.parse_args(arguments)
@@ -125,10 +126,17 @@ class LabelledEcgs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rng = np.random.default_rng(int(torch.randint(2**31, ())))  # torch's seeds differ between workers
-        ecg = self.augmentation(self.ecgs[int(self.rows[index])], self.sampling_rate, rng)
-        return {**ecg, "labels": torch.from_numpy(self.targets[index])}
+        columns = self.ecgs[self.rows[indices]]
+        ecgs = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        return [
+            {**self.augmentation(ecg, self.sampling_rate, rng), "labels": torch.from_numpy(self.targets[index])}
+            for index, ecg in zip(indices, ecgs, strict=True)
+        ]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
 
 
 def make_trainer(
@@ -166,6 +174,7 @@ def make_trainer(
         report_to="none",
         remove_unused_columns=False,
         label_names=["labels"],
+        bf16=options.bf16,
         dataloader_num_workers=options.num_workers,
         use_cpu=options.device == "cpu",
         seed=options.seed,

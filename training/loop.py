@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, set_seed
@@ -213,6 +214,7 @@ def train(
                 figures = {name: sum(values) / len(values) for name, values in since_log.items()}
                 figures["learning_rate"] = float(scheduler.get_last_lr()[0])
                 figures["records_per_second"] = seen / (time.perf_counter() - started)
+                figures["memory_gib"] = memory(accelerator.device) / 2**30
                 log(accelerator, output, progress, figures)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
                 since_log = {}
@@ -266,6 +268,11 @@ def step_figures(model: Any, result: Any) -> dict[str, float]:
         figures["spread_ecg"] = embedding_spread(result.ecg_embeds)
         figures["spread_text"] = embedding_spread(result.text_embeds)
     return figures
+
+
+def memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU so far, or what this process takes now on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def log(accelerator: Accelerator, output: Path, progress: Progress, figures: Mapping[str, float]):

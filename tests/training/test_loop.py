@@ -104,6 +104,7 @@ def test_it_learns_and_logs_what_a_person_watches(tmp_path):
     lines = [line for line in logged(tmp_path) if "loss" in line]
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
     assert {"contrastive_loss", "spread_ecg", "spread_text", "learning_rate", "records_per_second"} <= lines[0].keys()
+    assert 0.01 < lines[0]["memory_gib"] < 64
 
 
 def test_the_best_model_is_kept_not_the_last(tmp_path):
