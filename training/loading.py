@@ -182,7 +182,8 @@ class Augmentation:
         lead_drop: probability with which each lead is left out (MELP: 0.5).
         shift: largest circular shift, in seconds.
         scale: standard deviation of the logarithm of a factor on the whole recording.
-        noise: standard deviation of added white noise, in units of the model's input.
+        noise: largest standard deviation of added white noise, in units of the model's input; each recording gets one
+            between 0 and it.
         window: length in samples of a stretch drawn at random from the recording (0: the whole).
     """
 
@@ -208,7 +209,7 @@ class Augmentation:
         if self.scale:
             values = values * np.exp(self.scale * strength)
         if self.noise:
-            values = values + self.noise * rng.standard_normal(values.shape)
+            values = values + rng.uniform(0, self.noise) * rng.standard_normal(values.shape)
         return {
             "input_values": torch.from_numpy(np.ascontiguousarray(values, np.float32)),
             "lead_mask": torch.from_numpy((lead_mask * keep).astype(np.int64)),
