@@ -318,7 +318,7 @@ def draw(
     data: TaskData,
     answers: np.ndarray,
     variance: np.ndarray,
-    variances: Mapping[str, np.ndarray],
+    corrupted: Mapping[str, np.ndarray],
     options: argparse.Namespace,
 ):
     """risk_coverage_TASK.png, uncertainty_TASK.png and, for classes, reliability_TASK.png."""
@@ -332,7 +332,7 @@ def draw(
     }
     risk = "mean absolute error" if task.kind == "value" else "likeliest class wrong"
     figures = {"risk_coverage": risk_coverage_figure(title, risk, curves)}
-    figures["uncertainty"] = uncertainty_figure(title, variances)
+    figures["uncertainty"] = uncertainty_figure(title, variance, corrupted)
     if task.kind != "value":
         figures["reliability"] = reliability_figure(title, data.targets, {"calibrated": predictions})
     for name, figure in figures.items():

@@ -57,12 +57,21 @@ def reliability_figure(title: str, targets: np.ndarray, probabilities: Mapping[s
     return figure
 
 
-def uncertainty_figure(title: str, uncertainties: Mapping[str, np.ndarray]) -> "Figure":
-    """Histograms of total variances (n,), by name of the recordings."""
-    figure, axes = _figure(title, "total variance of an ECG, % of its squared mean", "recordings")
-    every = 100 * np.concatenate(list(uncertainties.values()))
-    bins = np.linspace(every.min(), every.max(), 41)
-    for (name, values), (colour, _) in zip(uncertainties.items(), STYLES, strict=False):
-        axes.hist(100 * values, bins=bins, histtype="step", color=colour, label=name)
-    axes.legend(frameon=False, fontsize=9)
+def uncertainty_figure(title: str, variance: np.ndarray, corrupted: Mapping[str, np.ndarray]) -> "Figure":
+    """Histogram of the total variances (n,) of all recordings, and below it median and quartiles of some of them,
+    corrupted: (records,) by kind."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((5.5, 3 + 0.35 * len(corrupted)), layout="constrained")
+    axes, quartiles = figure.subplots(2, 1, sharex=True, height_ratios=[3, 0.2 + 0.35 * len(corrupted)])
+    axes.hist(100 * variance, bins=40, color=STYLES[0][0])
+    axes.set(title=title, ylabel="recordings")
+    places = range(len(corrupted))
+    low, middle, high = 100 * np.quantile(list(corrupted.values()), [0.25, 0.5, 0.75], axis=1)
+    quartiles.hlines(places, low, high, color=BASELINE, linewidth=6)
+    quartiles.plot(middle, places, color=STYLES[1][0], marker="|", markersize=10, linestyle="")
+    quartiles.set_yticks(places, list(corrupted))
+    quartiles.set_ylim(len(corrupted) - 0.5, -0.5)
+    quartiles.set_xlabel("total variance of an ECG, % of its squared mean")
+    figure.supxlabel(RESEARCH_USE, fontsize=7)
     return figure
