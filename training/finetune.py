@@ -176,7 +176,7 @@ def make_trainer(
         label_names=["labels"],
         bf16=options.bf16,
         dataloader_num_workers=options.num_workers,
-        use_cpu=options.device == "cpu",
+        use_cpu=options.device == "cpu" or not torch.accelerator.is_available(),
         seed=options.seed,
     )
     return Trainer(
