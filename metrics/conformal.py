@@ -73,5 +73,6 @@ def value_intervals(
         calibration_spreads, spreads: (n,) and (m,), above 0: how unsure the model is of each; by default all alike.
     """
     residuals = np.abs(np.subtract(calibration_values, calibration_predictions)) / calibration_spreads
-    half_widths = conformal_quantile(residuals, coverage) * np.broadcast_to(spreads, np.shape(predictions))
-    return np.stack([predictions - half_widths, predictions + half_widths], axis=-1)
+    centres = np.asarray(predictions, dtype=float)
+    half_widths = conformal_quantile(residuals, coverage) * np.broadcast_to(spreads, centres.shape)
+    return np.stack([centres - half_widths, centres + half_widths], axis=-1)

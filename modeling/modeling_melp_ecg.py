@@ -284,6 +284,11 @@ class MelpEcgResNet(ResidualNetworkMixin, MelpEcgPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.post_init()
 
+    def output_length(self, samples: Length) -> Length:
+        """Number of time steps that so many samples give."""
+        stride = 2 * math.prod(self.config.strides)
+        return (samples + stride - 1) // stride
+
     def time_mask(self, sample_mask: torch.Tensor) -> torch.Tensor:
         """(batch, samples) -> (batch, time): the steps whose centre is a real sample."""
         return sample_mask[:, :: 2 * math.prod(self.config.strides)].bool()

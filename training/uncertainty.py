@@ -207,8 +207,9 @@ def add_halves(table: Table, data: TaskData, method: str, detail: str, answers: 
     for name, which in parts.items():
         values = np.full((len(data), 2), np.nan)
         values[which] = np.stack([errors(data, predictions), variance], axis=1)[which]
-        parts_of_it = (each[which] for each in (answers, predictions, decisions, values))
-        figures = part_figures(data.take(which), *parts_of_it, table.options)
+        figures = part_figures(
+            data.take(which), answers[which], predictions[which], decisions[which], values[which], table.options
+        )
         table.add_row(method, name + detail, figures, values)
 
 
@@ -303,7 +304,7 @@ def corruption_table(
             warnings.simplefilter("ignore", EcgQualityWarning)  # leads with noise contradict each other
             logvar, _ = extract_features(corrupted, data.ecgs, data.rows, cache, options.batch_size)
         variances[name] = uncertainty(torch.from_numpy(logvar)).double().numpy()
-    accepted = np.isfinite(list(variances.values())).all(0)
+    accepted = np.all(np.isfinite(list(variances.values())), axis=0)
     data, variances = data.take(accepted), {name: values[accepted] for name, values in variances.items()}
     columns = {"uncertainty": "uncertainty", "share that is more uncertain than recorded": "raised"}
     table = Table("corruption", options, data, columns, "uncertainty", list(columns.values()), data.task.name)

@@ -129,6 +129,9 @@ def test_a_resnet_may_take_the_place_of_wav2vec(resnet_model, tmp_path):
     ecg = ecg_batch(3)
     outputs = resnet_model.get_ecg_features(ecg, output_hidden_states=True)
     assert [tuple(states.shape[1:]) for states in outputs.hidden_states] == [(6, 120), (6, 120), (8, 60), (30, 16)]
+    for samples in (*range(1, 20), 240):
+        states = resnet_model.get_ecg_features(ecg[..., :samples]).last_hidden_state
+        assert states.shape[1] == resnet_model.ecg_model.encoder.output_length(samples)
     one = resnet_model.get_ecg_features(ecg[1:2])
     torch.testing.assert_close(one.ecg_embeds, outputs.ecg_embeds[1:2], atol=1e-6, rtol=0)
     resnet_model.save_pretrained(tmp_path)
