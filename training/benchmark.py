@@ -23,6 +23,7 @@ import argparse
 import csv
 import importlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,9 @@ def command_line(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def newest_change(model: str) -> float | None:
-    """When the files of a local model changed last."""
-    return max((path.stat().st_mtime for path in Path(model).glob("*")), default=None)
+    """When weights or settings of a local model changed last (its card and code may)."""
+    files = [path for suffix in ("safetensors", "json") for path in Path(model).glob(f"*.{suffix}")]
+    return max((path.stat().st_mtime for path in files), default=None)
 
 
 def evaluate(cell: Cell) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def figures_of(cell: Cell, result: Mapping[str, Any]) -> Iterator[dict[str, Any]
             "figure": heading,
             **row[result["headline"]],
             "records": row["records"],
-            "command": result["command"],
+            "command": f"python -m ecgformers.training.{cell.recipe} {shlex.join(cell.arguments)}",
         }
 
 

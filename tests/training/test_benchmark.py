@@ -55,6 +55,9 @@ def test_a_matrix_of_models_and_evaluations(config, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "evaluate", lambda cell: run.append(cell.name) or {"failure": "not run"})
     assert benchmark.main(command) == lines
     assert run == []
+    (tmp_path / "m1" / "README.md").write_text("a card")
+    assert benchmark.main(command) == lines
+    assert run == [] and all(line["command"].startswith("python -m ecgformers.training.") for line in lines)
     os.utime(tmp_path / "m1" / "model.safetensors", (2e9, 2e9))
     benchmark.main(command)
     assert run == ["both/zero-shot/ptbxl_super", "both/probe/ptbxl_super", "both/probe/ptbxl_sub", "both/patients"]
