@@ -52,6 +52,11 @@ def resample_counts(patients: Sequence[Any] | np.ndarray, resamples: int = 1000,
     return np.bincount(draws.ravel(), minlength=resamples * count).reshape(resamples, count)[:, index]
 
 
+def counts_for_intervals(patients: Sequence[Any] | np.ndarray, resamples: int, seed: int) -> np.ndarray | None:
+    """`resample_counts`, or None where there can be no intervals: for 0 resamples, or of a single patient."""
+    return resample_counts(patients, resamples, seed) if resamples and len(np.unique(patients)) > 1 else None
+
+
 def bootstrap(statistic: Weighted, patients: Sequence[Any], resamples: int = 1000, seed: int = 0) -> Estimate:
     """The value of a metric with its interval over resamples of the patients, see `interval`."""
     counts = resample_counts(patients, resamples, seed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .bootstrap import interval, resample_counts
+from .bootstrap import counts_for_intervals, interval
 from .decisions import balanced_accuracy, brier_score, calibration_error
 from .ranking import auroc, average_precision, best_f1, check_scores, left_out_classes, macro, micro
 
@@ -50,7 +50,7 @@ def classification_summary(
     if len(patient_of) != len(labels):
         raise ValueError(f"{len(patient_of)} patients for {len(labels)} records")
     patient_count = len(np.unique(patient_of))
-    counts = resample_counts(patient_of, resamples, seed) if resamples and patient_count > 1 else None
+    counts = counts_for_intervals(patient_of, resamples, seed)
 
     metrics: dict[str, list[Callable[..., np.ndarray]]] = {  # one function a run
         "auroc": [partial(auroc, labels, run) for run in runs],
@@ -111,10 +111,8 @@ def mean_summary(
         `records`, `patients`, every figure as {"value", "low", "high"}, and `notes`.
     """
     patient_count = len(np.unique(patients))
-    resampled = None
-    if resamples and patient_count > 1:
-        counts = resample_counts(patients, resamples, seed)
-        resampled = (counts @ values) / counts.sum(-1, keepdims=True)
+    counts = counts_for_intervals(patients, resamples, seed)
+    resampled = None if counts is None else (counts @ values) / counts.sum(-1, keepdims=True)
     figures = {
         name: as_figure(values[:, index].mean(), None if resampled is None else resampled[:, index])
         for index, name in enumerate(names)

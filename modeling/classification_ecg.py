@@ -5,17 +5,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple
 
 
 class EcgClassifierMixin(nn.Module):
     """Classes, labels that may be true together, or numbers, from the `ecg_model` of a class that mixes this in first.
 
+    `dropout` and the linear `classifier` of that class follow on the `pooler_output` of its `ecg_model`.
     `config.problem_type` is "single_label_classification", "multi_label_classification" or "regression"; with
     `config.freeze_encoder` only the head is trained (a linear probe), and batch statistics stay as they are.
     """
 
     config: Any
     ecg_model: nn.Module
+    dropout: nn.Module
+    classifier: nn.Module
     loss_function: Callable[..., torch.Tensor]
     # The losses are means already: Trainer must not divide them by the number of items once more.
     accepts_loss_kwargs = False
@@ -32,6 +37,29 @@ class EcgClassifierMixin(nn.Module):
         if self.config.freeze_encoder:
             self.ecg_model.requires_grad_(False).eval()
         return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        lead_mask: torch.Tensor | None = None,
+        sample_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_values, lead_mask, sample_mask: see the forward method of `ecg_model`.
+            labels: see `classification_loss`.
+        """
+        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        logits = self.classifier(self.dropout(outputs.pooler_output))  # (batch, num_labels)
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self.classification_loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+        )
 
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """

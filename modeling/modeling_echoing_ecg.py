@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from transformers import BertModel
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -401,28 +400,10 @@ class EchoingEcgForSequenceClassification(EcgClassifierMixin, EchoingEcgPreTrain
     def __init__(self, config: EchoingEcgConfig):
         super().__init__(config)
         self.ecg_model = EchoingEcgEncoder(config)
+        self.dropout = nn.Identity()
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        lead_mask: torch.Tensor | None = None,
-        sample_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
-        """
-        Args:
-            input_values, lead_mask, sample_mask: see `EchoingEcgEncoder.forward`.
-            labels: see `classification_loss`.
-        """
-        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
-        logits = self.classifier(outputs.pooler_output)  # (batch, num_labels)
-        loss = None if labels is None else self.classification_loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
 EchoingEcgModel.register_for_auto_class("AutoModel")

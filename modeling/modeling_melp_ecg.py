@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, Wav2Vec2BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -524,27 +524,6 @@ class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedMode
         self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        lead_mask: torch.Tensor | None = None,
-        sample_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
-        """
-        Args:
-            input_values, lead_mask, sample_mask: see `MelpEcgModel.forward`.
-            labels: see `classification_loss`.
-        """
-        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
-        logits = self.classifier(self.dropout(outputs.pooler_output))  # (batch, num_labels)
-        loss = None if labels is None else self.classification_loss(logits, labels)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
 
 
 MelpEcgModel.register_for_auto_class("AutoModel")

@@ -20,11 +20,12 @@ from ecgformers.training.loading import (
     Augmentation,
     EcgTextCollator,
     clean_report,
+    ecg_batches,
     load_split,
     prepare,
     training_batches,
 )
-from ecgformers.training.loop import LoopSettings, train
+from ecgformers.training.loop import LoopSettings, save_with, train
 from ecgformers.training.mixing import Batches, mix_batches
 from ecgformers.training.zero_shot import zero_shot_auroc
 
@@ -147,7 +148,7 @@ def align(
         num_records,
         batches,
         loop,
-        partial(save, processor),
+        partial(save_with, processor),
         evaluate,
         score="validation_auroc",
     )
@@ -162,16 +163,7 @@ def validate(
         targets, takes_part = labels(dataset.with_format(None).remove_columns(list(ECG_COLUMNS)), TASKS[task])
         if TASKS[task].contrast:
             targets = np.hstack([targets, 1 - targets])  # the complementary class has prompts, too
-        records = dataset.select(np.flatnonzero(takes_part))
-        batches = (
-            {name: torch.from_numpy(np.asarray(rows[name])) for name in ECG_COLUMNS}
-            for rows in records.iter(batch_size)
-        )
+        batches = ecg_batches(dataset.select(np.flatnonzero(takes_part)), batch_size)
         texts = prompts(TASKS[task])
         figures[f"validation_{task}"] = zero_shot_auroc(model, processor, batches, targets[takes_part], texts)
     return figures
-
-
-def save(processor: EcgProcessor, model: Any, folder: Path):
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)

@@ -15,13 +15,14 @@ from ecgformers.training.alignment import AlignmentSettings, Source
 from ecgformers.training.loading import (
     ECG_COLUMNS,
     Augmentation,
+    ecg_batches,
     load_split,
     prepare,
     record_rng,
     stable_hash,
     training_batches,
 )
-from ecgformers.training.zero_shot import embedding_names, similarity
+from ecgformers.training.zero_shot import embed_prepared, similarity
 
 
 @dataclass
@@ -101,13 +102,9 @@ def study_auroc(model: Any, ecgs: Dataset, gaussians: Mapping[str, np.ndarray], 
     model.eval()
     studies, own = np.unique(ecgs.with_format(None)["echo_study_id"], return_inverse=True)
     echo = torch.from_numpy(np.stack([gaussians[study] for study in studies]))
-    features = []
-    for rows in ecgs.iter(batch_size):
-        inputs = {name: torch.from_numpy(np.asarray(rows[name])).to(model.device) for name in ECG_COLUMNS}
-        output = model.get_ecg_features(**inputs)
-        features.append(torch.cat([output[name] for name in embedding_names(model)], dim=-1).float().cpu())
+    features = embed_prepared(model, ecg_batches(ecgs, batch_size))
     model.train(was_training)
-    similarities = similarity(model, torch.cat(features), echo)  # (ECGs, studies)
+    similarities = similarity(model, features, echo)  # (ECGs, studies)
     right = similarities.gather(1, torch.from_numpy(own)[:, None])
     below = (similarities < right).sum(1) + ((similarities == right).sum(1) - 1) / 2
     return (below / (len(studies) - 1)).mean().item()

@@ -112,6 +112,12 @@ def load_encoder(name: str, device: str | None = None, outputs: Sequence[str] = 
     return HubEncoder.from_pretrained(name, device, outputs)
 
 
+def load_with_random(options: argparse.Namespace) -> dict[str, Encoder]:
+    """The encoder that the options of a probe name, and its baseline."""
+    encoder = load_encoder(options.model, options.device, options.features)
+    return with_random(encoder, Path(options.model).name, options.seed)
+
+
 def with_random(encoder: Encoder, name: str, seed: int) -> dict[str, Encoder]:
     """An encoder and, where it has a method `random`, its baseline: the same one with random weights."""
     random = getattr(encoder, "random", None)

@@ -10,11 +10,9 @@ choose it by.  Figures are means over the seeds; the encoder with random weights
 For research use; not a medical device.
 """
 
-from pathlib import Path
-
 import numpy as np
 
-from ecgformers.training.encoders import encode_records, load_encoder, with_random
+from ecgformers.training.encoders import encode_records, load_with_random
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
 from ecgformers.training.linear_probe import add_prior
 from ecgformers.training.probing import fit_probes
@@ -27,9 +25,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser.add_argument("--penalty", type=float, default=0.1, help="on the squared weights, see probing.py")
     options = parser.parse_args(arguments)
     data = load_task(options.data, options.task, options.folds, options.split_table)
-    encoders = with_random(
-        load_encoder(options.model, options.device, options.features), Path(options.model).name, options.seed
-    )
+    encoders = load_with_random(options)
     data, features, notes = encode_records(encoders, data, options)
 
     table = ClassificationTable("few_shot", options, data.part(options.split))

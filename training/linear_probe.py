@@ -15,12 +15,11 @@ For research use; not a medical device.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ecgformers.metrics.ranking import best_thresholds
-from ecgformers.training.encoders import encode_records, load_encoder, with_random
+from ecgformers.training.encoders import encode_records, load_with_random
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
 from ecgformers.training.probing import LinearProbe, choose_probe, cross_validated_probe
 
@@ -31,9 +30,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 100 %%")
     options = parser.parse_args(arguments)
     data = load_task(options.data, options.task, options.folds, options.split_table)
-    encoders = with_random(
-        load_encoder(options.model, options.device, options.features), Path(options.model).name, options.seed
-    )
+    encoders = load_with_random(options)
     data, features, notes = encode_records(encoders, data, options)
 
     table = ClassificationTable("linear_probe", options, data.part(options.split))

@@ -330,6 +330,12 @@ def crop_report(report: str, rng: np.random.Generator) -> str:
     return f"{joint.join(parts[start : start + count])}."
 
 
+def ecg_batches(prepared: Dataset, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The recordings of a prepared data set in order, as a model takes them."""
+    for rows in prepared.iter(batch_size):
+        yield {name: torch.from_numpy(np.asarray(rows[name])) for name in ECG_COLUMNS}
+
+
 @dataclass
 class EcgTextCollator:
     """Rows -> recordings, augmented, and their tokenised reports.

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ecgformers.training.diagnostics import CollapseWatch, check_gather, embedding_spread
@@ -35,6 +36,8 @@ class LoopSettings:
         batch_size: records a process; accumulation: batches an optimiser step.
         warmup_steps: with a rising learning rate; warmup_share: the same as a share of all steps, which goes first.
         decay: "cosine" to zero over the whole run, or "constant".
+        average: what is validated and kept is not the model as trained but the exponential moving average of its
+            weights with this decay (0.99: over the last hundred steps or so); 0: no average.
         precision: "no", "bf16" or "fp16".
         workers: loader processes; they change nothing but the speed.
         save_steps: optimiser steps between checkpoints; keep: how many remain.
@@ -55,6 +58,7 @@ class LoopSettings:
     warmup_steps: int = 100
     warmup_share: float = 0.0
     decay: str = "cosine"
+    average: float = 0.0
     max_grad_norm: float = 1.0
     precision: str = "no"
     workers: int = 0
@@ -165,9 +169,17 @@ def train(
     )
     scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps, settings.decay))
     progress = Progress()
+    average = None
+    if settings.average:
+        decay = get_ema_multi_avg_fn(settings.average)
+        average = AveragedModel(model, accelerator.device, multi_avg_fn=decay, use_buffers=True)
     # The scheduler is stepped once an optimiser step here, whatever the number of processes.
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(progress, scheduler)
+    if average is not None:
+        accelerator.register_for_checkpointing(average)
+    plain = accelerator.unwrap_model(model)
+    kept = plain if average is None else average.module
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
@@ -199,7 +211,7 @@ def train(
                 optimizer.zero_grad()
             progress.batch += 1
             seen += len(record_ids) * accelerator.num_processes
-            figures = step_figures(accelerator.unwrap_model(model), result)
+            figures = step_figures(plain, result)
             if "spread_ecg" in figures and "contrastive_loss" in figures and progress.step >= warmup_steps:
                 spreads = figures["spread_ecg"], figures["spread_text"]
                 watch.check(*spreads, figures["contrastive_loss"], per_process * accelerator.num_processes)
@@ -209,6 +221,8 @@ def train(
                 continue
             progress.step += 1
             scheduler.step()
+            if average is not None:
+                average.update_parameters(plain)
             bar.update()
             if progress.step % settings.log_steps == 0:
                 figures = {name: sum(values) / len(values) for name, values in since_log.items()}
@@ -220,7 +234,7 @@ def train(
                 since_log = {}
             done = progress.step >= total_steps
             if progress.batch // settings.accumulation in evaluation_steps or done:
-                figures = evaluate(accelerator.unwrap_model(model))
+                figures = evaluate(kept)
                 log(accelerator, output, progress, figures)
                 bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
                 if not math.isfinite(figures[score]):
@@ -229,9 +243,7 @@ def train(
                 if figures[score] > progress.best_score:
                     progress.best_score, progress.evaluations_since_best = figures[score], 0
                     if accelerator.is_main_process:
-                        replace_folder(
-                            output / "best", lambda folder: save_model(accelerator.unwrap_model(model), folder)
-                        )
+                        replace_folder(output / "best", lambda folder: save_model(kept, folder))
                 done = done or 0 < settings.patience <= progress.evaluations_since_best
             at_end = progress.batch == batches
             if at_end:
@@ -281,6 +293,12 @@ def log(accelerator: Accelerator, output: Path, progress: Progress, figures: Map
     if accelerator.is_main_process:
         with (output / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": progress.step, "epoch": progress.epoch, **figures}) + "\n")
+
+
+def save_with(companion: Any, model: Any, folder: Path):
+    """A model's folder, its processor, feature extractor or tokenizer included."""
+    model.save_pretrained(folder)
+    companion.save_pretrained(folder)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]):

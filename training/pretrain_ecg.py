@@ -27,7 +27,7 @@ from ecgformers.training.loading import (
     prepare,
     training_batches,
 )
-from ecgformers.training.loop import LoopSettings, make_accelerator, train
+from ecgformers.training.loop import LoopSettings, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
 
 
@@ -66,11 +66,6 @@ def validate(
     return figures | {"validation_score": -sum(losses)}
 
 
-def save(extractor: EcgFeatureExtractor, model: MelpEcgForPreTraining, folder: Path):
-    model.save_pretrained(folder)
-    extractor.save_pretrained(folder)
-
-
 def main(arguments: Sequence[str] | None = None):
     settings = parse_settings(EcgSettings, "ecg", __doc__, arguments)
     accelerator = make_accelerator(settings.loop)
@@ -96,7 +91,7 @@ def main(arguments: Sequence[str] | None = None):
         num_records,
         batches,
         loop,
-        partial(save, extractor),
+        partial(save_with, extractor),
         lambda trained: validate(
             trained,
             validation,

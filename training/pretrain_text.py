@@ -29,7 +29,7 @@ from transformers import (
 
 from ecgformers.modeling.tokenization_melp import SPECIAL_TOKENS, as_report_tokenizer
 from ecgformers.training.loading import clean_report, map_batches, stable_hash
-from ecgformers.training.loop import LoopSettings, make_accelerator, train
+from ecgformers.training.loop import LoopSettings, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
 
 
@@ -115,11 +115,6 @@ def masked_accuracy(model: BertForMaskedLM, dataset: Dataset, make_collator, bat
     return {"validation_accuracy": right / count, "validation_loss": loss / count}
 
 
-def save(tokenizer: PreTrainedTokenizerFast, model: BertForMaskedLM, folder: Path):
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def main(arguments: Sequence[str] | None = None):
     settings = parse_settings(TextSettings, "text", __doc__, arguments)
     accelerator: Accelerator = make_accelerator(settings.loop)
@@ -157,7 +152,7 @@ def main(arguments: Sequence[str] | None = None):
         len(texts),
         batches,
         loop,
-        partial(save, tokenizer),
+        partial(save_with, tokenizer),
         lambda trained: masked_accuracy(trained, validation, make_collator, loop.batch_size),
         score="validation_accuracy",
     )

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from ecgformers.datasets_scripts.rows import row_to_record
-from ecgformers.metrics.bootstrap import resample_counts
+from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.metrics.text_overlap import bleu, most_frequent_text, rouge_l
 from ecgformers.training.encoders import leave_out_refused, quality_warnings_together
@@ -88,9 +88,7 @@ def overlap(texts: list[str], data: RecordData, options: argparse.Namespace) -> 
     truth = data.reports
     single = rouge_l(texts, truth)[:, None]
     figures = mean_summary(single, ["rouge_l"], data.patients, options.resamples, options.seed)
-    counts = None
-    if options.resamples and figures["patients"] > 1:
-        counts = resample_counts(data.patients, options.resamples, options.seed)
+    counts = counts_for_intervals(data.patients, options.resamples, options.seed)
     for order in (1, 2, 3, 4):
         resampled = None if counts is None else bleu(texts, truth, order, counts)
         figures[f"bleu_{order}"] = as_figure(bleu(texts, truth, order).item(), resampled)

@@ -13,12 +13,11 @@ For research use; not a medical device.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from ecgformers.datasets_scripts.tasks import TASKS
-from ecgformers.training.encoders import encode_records, load_encoder, with_random
+from ecgformers.training.encoders import encode_records, load_with_random
 from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
 from ecgformers.training.linear_probe import fit_probe, note_unseen
 
@@ -37,9 +36,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     source, target = only_classes(source, list(shared.values())), only_classes(target, list(shared))
     target = target.part(options.split)
 
-    encoders = with_random(
-        load_encoder(options.model, options.device, options.features), Path(options.model).name, options.seed
-    )
+    encoders = load_with_random(options)
     source, features, source_notes = encode_records(encoders, source, options)
     target, test_features, target_notes = encode_records(encoders, target, options)
     table = ClassificationTable(f"transfer_{options.task}", options, target)

@@ -36,7 +36,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from ecgformers.datasets_scripts.tasks import TASKS, Task, prompts
-from ecgformers.metrics.bootstrap import resample_counts
+from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.conformal import covers_labels, label_sets, value_intervals
 from ecgformers.metrics.decisions import balanced_accuracy, calibration_error, risk_coverage
 from ecgformers.metrics.ranking import auroc, macro
@@ -225,9 +225,7 @@ def part_figures(
     figures = mean_summary(values[:, :1], ["error"], data.patients, options.resamples, options.seed)
     figures["uncertainty"] = as_figure(values[:, 1].mean())
     figures["area"] = as_figure(risk_coverage(values[:, 0], -values[:, 1]).mean())
-    counts = None
-    if options.resamples and figures["patients"] > 1:
-        counts = resample_counts(data.patients, options.resamples, options.seed)
+    counts = counts_for_intervals(data.patients, options.resamples, options.seed)
     truth = data.targets < LIMIT if data.task.kind == "value" else data.targets
     if data.task.kind != "value":
         resampled = None if counts is None else macro(auroc(truth, answers, counts))

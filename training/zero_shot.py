@@ -97,6 +97,17 @@ def zero_shot_scores(model: Any, ecg: torch.Tensor, text: torch.Tensor, texts: M
 
 
 @torch.no_grad()
+def embed_prepared(model: Any, batches: Iterable[Mapping[str, Any]]) -> torch.Tensor:
+    """The outputs `embedding_names(model)` of prepared ECGs, side by side: (ECGs, features)."""
+    features = []
+    for batch in batches:
+        inputs = {name: batch[name].to(model.device) for name in ECG_INPUTS if name in batch}
+        output = model.get_ecg_features(**inputs)
+        features.append(torch.cat([output[name] for name in embedding_names(model)], dim=-1).float().cpu())
+    return torch.cat(features)
+
+
+@torch.no_grad()
 def zero_shot_auroc(
     model: Any,
     processor: Any,
@@ -117,12 +128,7 @@ def zero_shot_auroc(
     """
     was_training = model.training
     model.eval()
-    features = []
-    for batch in batches:
-        inputs = {name: batch[name].to(model.device) for name in ECG_INPUTS if name in batch}
-        output = model.get_ecg_features(**inputs)
-        features.append(torch.cat([output[name] for name in embedding_names(model)], dim=-1).float().cpu())
-    scores = zero_shot_scores(model, torch.cat(features), embed_texts(model, processor, texts), texts)
+    scores = zero_shot_scores(model, embed_prepared(model, batches), embed_texts(model, processor, texts), texts)
     model.train(was_training)
     return float(macro(auroc(targets, scores)))
 

@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from ecgformers.datasets_scripts.tasks import LANGUAGES, TASKS, ejection_fraction_prompts, labels
-from ecgformers.metrics.bootstrap import resample_counts
+from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.decisions import balanced_accuracy
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.modeling.zero_shot_echo import zero_shot_value
@@ -114,9 +114,7 @@ def add_row(table: Table, data: TaskData, method: str, protocol: str, prediction
     figures = mean_summary(errors, table.names, data.patients, options.resamples, options.seed)
     constant = np.ptp(predictions) == 0 or np.ptp(values) == 0
     figures["rank_correlation"] = as_figure(np.nan if constant else spearmanr(predictions, values).statistic)
-    counts = None
-    if options.resamples and figures["patients"] > 1:
-        counts = resample_counts(data.patients, options.resamples, options.seed)
+    counts = counts_for_intervals(data.patients, options.resamples, options.seed)
     for limit in LIMITS:
         decisions = values < limit, predictions < limit
         resampled = None if counts is None else balanced_accuracy(*decisions, counts)[:, 0]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -118,6 +119,23 @@ def test_the_best_model_is_kept_not_the_last(tmp_path):
     assert len(kept) == 2
     stored = torch.load(best / "model.pt", weights_only=True)
     assert all(torch.equal(stored[name], kept[1][name]) for name in stored)
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(tmp_path):
+    seen: dict[float, list] = {0.0: [], 0.75: []}
+
+    def remember(decay, model, folder):
+        seen[decay].append({name: value.clone() for name, value in model.state_dict().items()})
+        save(model, folder)
+
+    for decay in seen:  # one step an epoch, each better than the last: every state is saved
+        steps = {"data": Pairs(16), "score": [0.1, 0.2, 0.3, 0.4], "save_model": partial(remember, decay)}
+        run(tmp_path / str(decay), average=decay, **steps)
+    average = seen[0.0][0]
+    for trained, kept in zip(seen[0.0], seen[0.75], strict=True):
+        average = {name: 0.75 * average[name] + 0.25 * trained[name] for name in average}
+        torch.testing.assert_close(kept, average)
+    assert any(not torch.allclose(average[name], trained[name]) for name in average)
 
 
 def test_patience_stops_early(tmp_path):

@@ -36,7 +36,15 @@ SETTINGS = {
         "mask_time_length": 3,
         "hidden_dropout": 0.1,
     },
-    "loop": {"epochs": 15, "batch_size": 8, "warmup_steps": 2, "save_steps": 3, "keep": 2, "log_steps": 5},
+    "loop": {
+        "epochs": 15,
+        "batch_size": 8,
+        "warmup_steps": 2,
+        "save_steps": 3,
+        "keep": 2,
+        "log_steps": 5,
+        "average": 0.9,
+    },
 }
 LAST = "checkpoint-00000120"
 
