@@ -9,7 +9,7 @@
     evaluations:
       zero-shot: {recipe: zero_shot, data: ptb-xl, tasks: [ptbxl_super, ptbxl_rhythm]}
       probe: {recipe: linear_probe, data: ptb-xl, tasks: [ptbxl_super], options: {shares: [1, 10, 100]}}
-      reports: {recipe: report_generation, data: ptb-xl, models: [melp-tiny], options: {limit: 500}}  # default: all
+      reports: {recipe: report_generation, data: ptb-xl, models: {melp-tiny: {limit: 500}}}  # not all, their options
 
 Results go to OUTPUT/MODEL/EVALUATION, features to OUTPUT/features, and OUTPUT/leaderboard.md, .csv and .png are
 written anew after every result.  A run that was stopped goes on where it was; a result is made again when its options
@@ -90,16 +90,16 @@ def read_cells(config: Mapping[str, Any], output: Path) -> Iterator[Cell]:
             raise ValueError(f"evaluation {name}: recipe {recipe!r} is none of {', '.join(RECIPES)}")
         if data not in config["data"]:
             raise ValueError(f"evaluation {name}: data {data!r} is none of {', '.join(config['data'])}")
-        models = evaluation.get("models", list(config["models"]))
+        models = evaluation.get("models", {model: {} for model in config["models"]})
         unknown = [model for model in models if model not in config["models"]]
         if unknown:
             raise ValueError(f"evaluation {name}: models has no {', '.join(unknown)}")
         for task in evaluation.get("tasks", [""]):
-            for model in models:
+            for model, model_options in models.items():
                 folder = output / model / name
                 own = {"model": config["models"][model], "output": folder, "cache": output / "features"}
                 own |= {"task": task} if task else {}
-                own |= config["data"][data] | evaluation.get("options", {})
+                own |= config["data"][data] | evaluation.get("options", {}) | model_options
                 yield Cell(model, name, recipe, task, tuple(command_line(own)), folder)
 
 

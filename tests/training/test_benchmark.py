@@ -26,7 +26,7 @@ def config(tmp_path) -> Path:
                 "tasks": ["ptbxl_super", "ptbxl_sub"],
                 "options": {"shares": [50, 100], "seeds": 2},
             },
-            "patients": {"recipe": "retrieval", "data": "small", "models": ["both"]},
+            "patients": {"recipe": "retrieval", "data": "small", "models": {"both": {"resamples": 5}}},
         },
     }
     path = tmp_path / "benchmark.yaml"
@@ -42,6 +42,7 @@ def test_a_matrix_of_models_and_evaluations(config, tmp_path, monkeypatch):
     assert "| method | ptbxl_super: probe, 2 draws of 50 % of labels |" in text
     assert "- encoder/zero-shot/ptbxl_super:" in text and "which has no text tower" in text
     priors = [line.count("50.0 [50.0, 50.0]") for line in text.splitlines() if line.startswith("| prior |")]
+    assert all("--resamples 5" in line["command"] for line in lines if line["evaluation"] == "patients")
     assert "| encoder |" not in text.split("## patients")[1] and "encoder/patients" not in text
     assert priors == [1, 4]  # of zero-shot, and of two tasks with two shares each
     assert "nan" not in text.lower()
@@ -129,7 +130,7 @@ def test_the_figure_has_a_panel_a_task_and_a_point_a_figure():
         ({"models": {}}, "lacks models"),
         ({"evaluations": {"x": {"recipe": "magic", "data": "small"}}}, "recipe 'magic' is none of zero_shot"),
         ({"evaluations": {"x": {"recipe": "zero_shot", "data": "large"}}}, "data 'large' is none of small"),
-        ({"evaluations": {"x": {"recipe": "zero_shot", "data": "small", "models": ["c"]}}}, "models has no c"),
+        ({"evaluations": {"x": {"recipe": "zero_shot", "data": "small", "models": {"c": {}}}}}, "models has no c"),
     ],
 )
 def test_what_is_wrong_in_the_configuration_is_named(change, message, config, tmp_path):
