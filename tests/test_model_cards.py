@@ -1,5 +1,8 @@
 """The models that ship: whole folders of safetensors that load by name of task, and that say the right thing."""
 
+import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,11 @@ from pydicom.data import get_testdata_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from ecgformers import read_ecg
+from ecgformers.datasets_scripts.building import build
+from ecgformers.datasets_scripts.ecg_folder import EcgFolder
 from ecgformers.datasets_scripts.tasks import TASKS, prompts
 from ecgformers.modeling.pipelines_ecg import prompt_scores
+from ecgformers.training import zero_shot
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 FOLDERS = sorted(path.parent for path in CARDS.glob("*/config.json"))
@@ -66,3 +72,29 @@ def test_melp_writes_a_report():
     ids = AutoModelForSpeechSeq2Seq.from_pretrained(folder).generate(**inputs, max_new_tokens=40)
     report = processor.batch_decode(ids, skip_special_tokens=True)[0]
     assert "sinus" in report
+
+
+@pytest.fixture(scope="module")
+def fold_9(ptb_xl_dir, tmp_path_factory) -> Path:
+    """The recordings that no shipped model was trained on, with their labels."""
+    source = tmp_path_factory.mktemp("source")
+    subprocess.run([sys.executable, str(ptb_xl_dir / "restore.py"), str(source), "--folds", "9"], check=True)
+    with (source / "ptbxl_labels.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    with (source / "fold_9.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *(row for row in rows if row[header.index("strat_fold")] == "9")])
+    columns = {"path_column": "filename_lr", "id_column": "ecg_id", "patient_column": "patient_id"}
+    labels = {"label_columns": "super_NORM:ISCAS", "fold_column": "strat_fold", "test_folds": "9"}
+    build(EcgFolder(**columns, **labels, table="fold_9.csv", data_dir=str(source)), source / "built", strict=True)
+    return source / "built"
+
+
+def test_zero_shot_figures_are_those_of_the_card(folder, fold_9, tmp_path):
+    (row,) = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| zero-shot, no")]
+    stated = [float(cell.split()[0]) for cell in row.split("|")[2:-1]]
+    options = ["--model", str(folder), "--data", str(fold_9), "--output", str(tmp_path), "--resamples", "0"]
+    tables = [
+        zero_shot.main([*options, "--task", f"ptbxl_{task}", "--split", "test"])
+        for task in ("super", "sub", "form", "rhythm")
+    ]
+    assert [100 * table.rows[0]["auroc_macro"]["value"] for table in tables] == pytest.approx(stated, abs=0.06)
