@@ -12,14 +12,15 @@ from transformers.utils import can_return_tuple
 class EcgClassifierMixin(nn.Module):
     """Classes, labels that may be true together, or numbers, from the `ecg_model` of a class that mixes this in first.
 
-    `dropout` and the linear `classifier` of that class follow on the `pooler_output` of its `ecg_model`.
+    `before_classifier` (dropout, a norm) and the linear `classifier` of that class follow on the `pooler_output` of
+    its `ecg_model`.
     `config.problem_type` is "single_label_classification", "multi_label_classification" or "regression"; with
     `config.freeze_encoder` only the head is trained (a linear probe), and batch statistics stay as they are.
     """
 
     config: Any
     ecg_model: nn.Module
-    dropout: nn.Module
+    before_classifier: nn.Module
     classifier: nn.Module
     loss_function: Callable[..., torch.Tensor]
     # The losses are means already: Trainer must not divide them by the number of items once more.
@@ -53,7 +54,7 @@ class EcgClassifierMixin(nn.Module):
             labels: see `classification_loss`.
         """
         outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
-        logits = self.classifier(self.dropout(outputs.pooler_output))  # (batch, num_labels)
+        logits = self.classifier(self.before_classifier(outputs.pooler_output))  # (batch, num_labels)
         return SequenceClassifierOutput(
             loss=None if labels is None else self.classification_loss(logits, labels),
             logits=logits,

@@ -400,7 +400,8 @@ class EchoingEcgForSequenceClassification(EcgClassifierMixin, EchoingEcgPreTrain
     def __init__(self, config: EchoingEcgConfig):
         super().__init__(config)
         self.ecg_model = EchoingEcgEncoder(config)
-        self.dropout = nn.Identity()
+        # the mean embedding has norm 1, on which a head would learn sqrt(projection_dim) times as slowly
+        self.before_classifier = nn.LayerNorm(config.projection_dim, elementwise_affine=False)
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()

@@ -520,7 +520,7 @@ class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedMode
         super().__init__(config)
         ecg_config = getattr(config, "ecg_config", config)
         self.ecg_model = MelpEcgModel(ecg_config)
-        self.dropout = nn.Dropout(ecg_config.hidden_dropout)
+        self.before_classifier = nn.Dropout(ecg_config.hidden_dropout)
         self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()

@@ -378,7 +378,7 @@ class MerlForSequenceClassification(EcgClassifierMixin, MerlPreTrainedModel):
     def __init__(self, config: MerlConfig):
         super().__init__(config)
         self.ecg_model = MerlViT(config) if config.encoder_type == "vit" else MerlResNet(config)
-        self.dropout = nn.Identity()
+        self.before_classifier = nn.Identity()
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self.train()

@@ -112,7 +112,7 @@ def load_encoder(name: str, device: str | None = None, outputs: Sequence[str] = 
     return HubEncoder.from_pretrained(name, device, outputs)
 
 
-def load_with_random(options: argparse.Namespace) -> dict[str, Encoder]:
+def load_with_random(options: argparse.Namespace) -> dict[str, EcgEncoder]:
     """The encoder that the options of a probe name, and its baseline."""
     encoder = load_encoder(options.model, options.device, options.features)
     return with_random(encoder, Path(options.model).name, options.seed)

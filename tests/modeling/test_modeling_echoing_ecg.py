@@ -286,3 +286,11 @@ def test_saved_folders_load_without_the_package(model, tmp_path):
     assert torch.equal(outputs["classes"], classifier(ecg_batch()).logits)
     reloaded = EchoingEcgModel.from_pretrained(tmp_path / "model")
     assert torch.equal(reloaded(ecg_batch(), **text_batch()).logits_per_ecg, expected.logits_per_ecg)
+
+
+def test_the_head_of_a_classifier_sees_unit_variance_not_unit_norm():
+    classifier = fill(EchoingEcgForSequenceClassification(tiny_config(num_labels=3)))
+    seen = []
+    classifier.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    classifier(ecg_batch())
+    torch.testing.assert_close(seen[0].var(-1, unbiased=False), torch.ones(len(ecg_batch())), atol=1e-2, rtol=0)
