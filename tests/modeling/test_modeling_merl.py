@@ -86,9 +86,9 @@ def test_the_views_of_an_ecg_differ_by_dropout(model):
     model.train()
     model.view_projections[1].load_state_dict(model.view_projections[0].state_dict())
     model.view_dropout.p = 0.5
-    torch.manual_seed(0)
-    losses = [model(ecg_samples(), **text_batch(), return_loss=True).unimodal_loss for _ in range(8)]
-    assert len({loss.item() for loss in losses}) > 1  # without dropout all are alike; a draw may saturate at 0
+    model.config.unimodal_temperature = 10.0  # the views are not normalised: at 0.1 a loss may saturate at 0
+    losses = [model(ecg_samples(), **text_batch(), return_loss=True).unimodal_loss for _ in range(3)]
+    assert len({loss.item() for loss in losses}) == 3
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

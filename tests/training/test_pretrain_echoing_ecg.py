@@ -107,7 +107,7 @@ def test_figures_of_both_kinds_of_batches_are_logged_apart(student):
         values = [line[name] for line in lines if name in line]
         assert values[-1] < values[0]
     validated = [line for line in lines if "validation_echo" in line]
-    assert len(validated) == 5 and validated[-1]["validation_echo"] > 0.55  # chance: 0.5
+    assert len(validated) == 5 and validated[-1]["validation_echo"] > 0.6
     both = validated[-1]["validation_echo"], validated[-1]["validation_lvef_below_40"]
     assert validated[-1]["validation_auroc"] == pytest.approx(np.mean(both))
 
