@@ -173,11 +173,10 @@ def train(
     if settings.average:
         decay = get_ema_multi_avg_fn(settings.average)
         average = AveragedModel(model, accelerator.device, multi_avg_fn=decay, use_buffers=True)
+        accelerator.register_for_checkpointing(average)
     # The scheduler is stepped once an optimiser step here, whatever the number of processes.
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(progress, scheduler)
-    if average is not None:
-        accelerator.register_for_checkpointing(average)
     plain = accelerator.unwrap_model(model)
     kept = plain if average is None else average.module
     if accelerator.is_main_process:
