@@ -26,6 +26,7 @@ class EchoingEcgConfig(PreTrainedConfig):
         distance: the distance d between two Gaussians, see `ProbabilisticMatchingLoss`.
         smoothness: weight of the pseudo-positive terms of the loss.
         vib_beta: weight of the loss's KL regulariser.
+        contrast: weight of InfoNCE between the means; the published loss has none.
         echo_loss_weight: weight of the loss on echo studies; that on texts has 1.
         freeze_encoder: train only the classifier of `EchoingEcgForSequenceClassification`.
     """
@@ -47,6 +48,7 @@ class EchoingEcgConfig(PreTrainedConfig):
     distance: str = "csd"
     smoothness: float | int = 0.1
     vib_beta: float | int = 1e-4
+    contrast: float | int = 0.0
     echo_loss_weight: float | int = 1.0
     freeze_encoder: bool = False
 

@@ -133,6 +133,12 @@ def _symmetric_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
+def _match_cross_entropy(logits: Tensor, matched: Tensor) -> Tensor:
+    """InfoNCE of both directions where a row, or column, may have several matches: they share it equally."""
+    of_rows, of_columns = F.normalize(matched, p=1.0, dim=-1), F.normalize(matched.T, p=1.0, dim=-1)
+    return (F.cross_entropy(logits, of_rows) + F.cross_entropy(logits.T, of_columns)) / 2
+
+
 @_in_full_precision
 def contrastive_loss(
     ecg_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float, gather: bool = True
@@ -171,7 +177,7 @@ def cmsc_loss(
     if gather:
         embeds_a, embeds_b = gather_with_gradient(embeds_a), gather_with_gradient(embeds_b)
     logits = logit_scale * F.normalize(embeds_a, dim=-1) @ F.normalize(embeds_b, dim=-1).T
-    return _symmetric_cross_entropy(logits, F.normalize(matched.to(logits), p=1.0, dim=-1))
+    return _match_cross_entropy(logits, matched.to(logits))
 
 
 @_in_full_precision
@@ -455,10 +461,12 @@ class ProbabilisticMatchingOutput(ModelOutput):
     """Output of [`ProbabilisticMatchingLoss`]; the parts are unweighted.
 
     Attributes:
-        loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss.
+        loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss + contrast * contrastive_loss.
         match_loss: binary cross-entropy against the match matrix, both directions.
         pseudo_positive_loss: the same against the match matrix with pseudo-positives.
         vib_loss: KL divergence to N(0, I), both sides.
+        contrastive_loss: symmetric InfoNCE of the unit means, their cosines times 2 * negative_scale as in the logits
+            (but not training it); the matches of a row, or column, share it equally.  None without `contrast`.
         logits: (N, M) -negative_scale * distance + shift.
         num_pseudo_positives: entries of the match matrix that pseudo-positives changed, both directions.
     """
@@ -467,6 +475,7 @@ class ProbabilisticMatchingOutput(ModelOutput):
     match_loss: Tensor | None = None
     pseudo_positive_loss: Tensor | None = None
     vib_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
     logits: Tensor | None = None
     num_pseudo_positives: Tensor | None = None
 
@@ -477,11 +486,13 @@ class ProbabilisticMatchingLoss(nn.Module):
     logits = -negative_scale * d + shift, binary cross-entropy against the match matrix for both directions;
     pseudo-positives: every candidate that scores at least as high as a row's (first) true match is given its label;
     VIB: KL divergence to N(0, I), the mean over all elements, left out for a side where it exceeds 10,000.
+    Beyond PCME++, `contrast` above 0 adds InfoNCE of the means; the variances still learn from the matching alone.
 
     Args:
         init_shift, init_negative_scale: first values of the two learned numbers, parameters of shape (1,).
         vib_beta: weight of the KL divergence.
         smoothness: weight of the loss on pseudo-positives.
+        contrast: weight of InfoNCE; PCME++ has none.
         distance: "csd" or "wdist", see [`pairwise_distance`].
         gather: take the batch of all processes.
     """
@@ -494,6 +505,7 @@ class ProbabilisticMatchingLoss(nn.Module):
         init_negative_scale: float = 5.0,
         vib_beta: float = 1e-4,
         smoothness: float = 0.1,
+        contrast: float = 0.0,
         distance: str = "csd",
         gather: bool = True,
     ) -> None:
@@ -502,6 +514,7 @@ class ProbabilisticMatchingLoss(nn.Module):
         self.init_negative_scale = init_negative_scale
         self.vib_beta = vib_beta
         self.smoothness = smoothness
+        self.contrast = contrast
         self.distance = distance
         self.gather = gather
         self.shift = nn.Parameter(torch.tensor([float(init_shift)]))
@@ -512,7 +525,8 @@ class ProbabilisticMatchingLoss(nn.Module):
         nn.init.constant_(self.negative_scale, self.init_negative_scale)
 
     def extra_repr(self) -> str:
-        return f"vib_beta={self.vib_beta}, smoothness={self.smoothness}, distance={self.distance!r}"
+        weights = f"vib_beta={self.vib_beta}, smoothness={self.smoothness}, contrast={self.contrast}"
+        return f"{weights}, distance={self.distance!r}"
 
     @_in_full_precision
     def forward(
@@ -546,11 +560,18 @@ class ProbabilisticMatchingLoss(nn.Module):
         # the cross-entropy of logit x and target y is softplus(x) - x y: what is added to y is taken off times x
         pseudo_loss = match_loss - (logits * (added_ab + added_ba)).mean()
         vib_loss = self._kl_divergence(mean_a, logvar_a) + self._kl_divergence(mean_b, logvar_b)
+        loss = match_loss + self.smoothness * pseudo_loss + self.vib_beta * vib_loss
+        contrastive = None
+        if self.contrast:
+            # |x - y|^2 = 2 - 2 x . y between unit vectors: what of the logits the means decide
+            contrastive = _match_cross_entropy(2 * self.negative_scale.detach() * mean_a @ mean_b.T, matched)
+            loss = loss + self.contrast * contrastive
         return ProbabilisticMatchingOutput(
-            loss=match_loss + self.smoothness * pseudo_loss + self.vib_beta * vib_loss,
+            loss=loss,
             match_loss=match_loss,
             pseudo_positive_loss=pseudo_loss,
             vib_loss=vib_loss,
+            contrastive_loss=contrastive,
             logits=logits,
             num_pseudo_positives=added_ab.count_nonzero() + added_ba.count_nonzero(),
         )

@@ -103,9 +103,9 @@ class EchoingEcgOutput(ModelOutput):
     """ECGs and what they are compared with, and the loss when it was asked for.
 
     Args:
-        loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss, times `echo_loss_weight` for echo
-            studies; the parts are unweighted.
-        match_loss, pseudo_positive_loss, vib_loss: see `ProbabilisticMatchingLoss`.
+        loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss + contrast * contrastive_loss, times
+            `echo_loss_weight` for echo studies; the parts are unweighted.
+        match_loss, pseudo_positive_loss, vib_loss, contrastive_loss: see `ProbabilisticMatchingLoss`.
         logits_per_ecg: (ECGs, texts) or (ECGs, studies), -a distance + b; its sigmoid is the match probability.
         logits_per_text: (texts, ECGs), the transpose; None when the ECGs were compared with echo studies.
         ecg_embeds, text_embeds, echo_embeds: (batch, projection_dim), means, unit norm.
@@ -116,6 +116,7 @@ class EchoingEcgOutput(ModelOutput):
     match_loss: torch.Tensor | None = None
     pseudo_positive_loss: torch.Tensor | None = None
     vib_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
     logits_per_ecg: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     ecg_embeds: torch.Tensor | None = None
@@ -279,6 +280,7 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
             init_negative_scale=config.init_negative_scale,
             vib_beta=config.vib_beta,
             smoothness=config.smoothness,
+            contrast=config.contrast,
             distance=config.distance,
         )
         self.post_init()
@@ -381,6 +383,7 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
             output.match_loss = loss.match_loss
             output.pseudo_positive_loss = loss.pseudo_positive_loss
             output.vib_loss = loss.vib_loss
+            output.contrastive_loss = loss.contrastive_loss
         return output
 
 

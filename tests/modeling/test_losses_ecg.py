@@ -344,6 +344,28 @@ def test_the_match_matrix_defaults_to_the_diagonal() -> None:
         ProbabilisticMatchingLoss(distance="cosine")(*gaussians)
 
 
+@quick
+@given(SEEDS, st.integers(1, 5), st.integers(1, 5))
+def test_contrast_adds_infonce_of_the_means_and_leaves_the_variances_alone(seed: int, n: int, m: int) -> None:
+    gaussians = [unit(seed, n, 3), randn(seed + 1, n, 3) - 3, unit(seed + 2, m, 3), randn(seed + 3, m, 3) - 3]
+    gaussians = [g.requires_grad_() for g in gaussians]
+    matched = randn(seed + 4, n, m) > 0.5
+    cosines = (gaussians[0] @ gaussians[2].T).detach().numpy()
+    expected = 0.0
+    for scores, labels in ((10 * cosines, matched), (10 * cosines.T, matched.T)):
+        for i, row in enumerate(labels):
+            if row.any():
+                shares = [log_softmax_at(scores[i], int(j)) for j in row.nonzero().flatten()]
+                expected -= np.mean(shares) / len(labels) / 2
+    plain = ProbabilisticMatchingLoss()(*gaussians, matched)
+    output = ProbabilisticMatchingLoss(contrast=0.3)(*gaussians, matched)
+    assert output.contrastive_loss.item() == pytest.approx(expected, abs=1e-9)
+    assert output.loss.item() == pytest.approx(plain.loss.item() + 0.3 * expected, abs=1e-9)
+    (output.loss - plain.loss).backward()
+    for logvar in (gaussians[1], gaussians[3]):
+        assert logvar.grad.abs().max() < 1e-12
+
+
 def test_an_exploded_divergence_is_left_out_for_its_side_alone() -> None:
     mean_a, logvar_a, mean_b, logvar_b = (randn(seed, 3, 4) for seed in range(4))
     exploded = torch.full_like(logvar_a, 12.0)
@@ -391,7 +413,7 @@ class AllLosses(nn.Module):
         self.ecg = nn.Linear(7, 6, dtype=torch.float64)
         self.text = nn.Linear(7, 6, dtype=torch.float64)
         self.scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
-        self.matching = ProbabilisticMatchingLoss(smoothness=0.5, vib_beta=0.01).double()
+        self.matching = ProbabilisticMatchingLoss(smoothness=0.5, vib_beta=0.01, contrast=0.1).double()
         for seed, parameter in enumerate((self.ecg.weight, self.ecg.bias, self.text.weight, self.text.bias)):
             parameter.data = 0.3 * randn(seed, *parameter.shape)
 
