@@ -1,10 +1,13 @@
 """Shared fixtures: the folders with real data that some tests take from the environment, and a Hub."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start: sums in one order, equal to the bit
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ecgformers-tests-")  # the user's own caches stay as they are
 
 import huggingface_hub.constants
 import pytest
@@ -12,6 +15,10 @@ import torch
 from loopback_hub import LoopbackHub
 
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_HOME"])
 
 
 def _folder_fixture(variable: str, what: str):

@@ -21,6 +21,7 @@ from ecgformers.training.loading import (
     EcgTextCollator,
     clean_report,
     ecg_batches,
+    keep_rows,
     load_split,
     prepare,
     training_batches,
@@ -123,7 +124,7 @@ def align(
         loop,
         accelerator,
         settings.stream,
-        lambda rows: rows.filter(has_report, input_columns="report"),
+        partial(keep_rows, column="report", keep=has_report),
         group_of if settings.groups else None,
     )
     with accelerator.main_process_first():

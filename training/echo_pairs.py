@@ -16,6 +16,7 @@ from ecgformers.training.loading import (
     ECG_COLUMNS,
     Augmentation,
     ecg_batches,
+    keep_rows,
     load_split,
     prepare,
     record_rng,
@@ -67,12 +68,13 @@ def echo_source(
     Raises:
         ValueError: no row is left.
     """
-    loop, cache, known = settings.loop, Path(settings.cache), dict.fromkeys(gaussians)
+    loop, cache = settings.loop, Path(settings.cache)
 
     def with_study(rows: Dataset) -> Dataset:
-        chosen = rows.filter(lambda study: study in known, input_columns="echo_study_id")
+        chosen = keep_rows(rows, "echo_study_id", gaussians.__contains__)
         if not len(chosen):
-            raise ValueError(f"{', '.join(sources)}: none of the {len(rows)} ECGs has one of the {len(known)} studies")
+            names = ", ".join(sources)
+            raise ValueError(f"{names}: none of the {len(rows)} ECGs has one of the {len(gaussians)} studies")
         return chosen
 
     num_records, batches = training_batches(

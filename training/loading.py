@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from datasets import (
     Value,
     concatenate_datasets,
     load_dataset,
-    load_from_disk,
 )
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
@@ -44,12 +43,24 @@ logger = logging.getLogger(__name__)
 ECG_COLUMNS = ("input_values", "lead_mask", "sample_mask")
 HALVES_COLUMNS = ("input_values", "lead_mask", "masked_steps", "negative_indices")
 
+_Rows = TypeVar("_Rows", Dataset, IterableDataset)
+
 
 def load_split(folders: Sequence[str], split: str) -> Dataset:
     """One split of several data sets (folders or Hub names), their common columns one after the other."""
     parts = [load_dataset(folder, split=split) for folder in folders]
     common = set.intersection(*(set(part.column_names) for part in parts))
     return concatenate_datasets([part.select_columns(sorted(common)) for part in parts])
+
+
+def keep_rows(rows: _Rows, column: str, keep: Callable[[Any], bool]) -> _Rows:
+    """The rows for whose value of a column `keep` is true.
+
+    Of a stored data set they are chosen by their place: the same rows are prepared once, whatever chose them.
+    """
+    if isinstance(rows, IterableDataset):
+        return rows.filter(keep, input_columns=column)
+    return rows.select(np.flatnonzero([keep(value) for value in rows.with_format(None)[column]]))
 
 
 def prepare(dataset: Dataset, extractor: EcgFeatureExtractor, cache: Path) -> Dataset:
@@ -59,32 +70,32 @@ def prepare(dataset: Dataset, extractor: EcgFeatureExtractor, cache: Path) -> Da
     extractor refuses is left out, with a message that says how many and why.
     """
     settings = json.dumps(extractor.to_dict(), sort_keys=True, default=str)
-    folder = cache / hashlib.sha256(f"{dataset._fingerprint}{settings}".encode()).hexdigest()[:16]
-    if not folder.is_dir():
-        unfinished = folder.with_suffix(".partial")
-        features = dataset.features.copy()
-        for name in SIGNAL_COLUMNS:
-            del features[name]
-        features["input_values"] = Array2D((len(extractor.lead_names), extractor.num_samples), "float32")
-        features["lead_mask"] = features["sample_mask"] = List(Value("int8"))
-        features["refusal"] = Value("string")
-        prepared = dataset.with_format("numpy").map(
-            _prepare_batch,
-            fn_kwargs={"extractor": extractor},
-            batched=True,
-            batch_size=64,
-            remove_columns=list(SIGNAL_COLUMNS),
-            features=features,
-            load_from_cache_file=False,
-            desc="preparing recordings",
-        )
-        refusals = [reason for reason in prepared.with_format(None)["refusal"] if reason]
-        if refusals:
-            logger.warning("%d recordings left out: %s", len(refusals), "; ".join(refusals))
-            prepared = prepared.filter(lambda reason: not reason, input_columns="refusal")
-        prepared.remove_columns("refusal").save_to_disk(unfinished)
-        unfinished.rename(folder)
-    return load_from_disk(folder).with_format("numpy")
+    key = hashlib.sha256(f"{dataset._fingerprint}{settings}".encode()).hexdigest()[:16]
+    features = dataset.features.copy()
+    for name in SIGNAL_COLUMNS:
+        del features[name]
+    features["input_values"] = Array2D((len(extractor.lead_names), extractor.num_samples), "float32")
+    features["lead_mask"] = features["sample_mask"] = List(Value("int8"))
+    features["refusal"] = Value("string")
+    cache.mkdir(parents=True, exist_ok=True)
+    prepared = dataset.with_format("numpy").map(
+        _prepare_batch,
+        fn_kwargs={"extractor": extractor},
+        batched=True,
+        batch_size=64,
+        remove_columns=list(SIGNAL_COLUMNS),
+        features=features,
+        cache_file_name=str(cache / f"{key}.arrow"),
+        load_from_cache_file=True,
+        new_fingerprint=key,
+        desc="preparing recordings",
+    )
+    refusals = prepared.with_format(None)["refusal"][:]
+    if any(refusals):
+        refused = [reason for reason in refusals if reason]
+        logger.warning("%d recordings left out: %s", len(refused), "; ".join(refused))
+        prepared = prepared.select(np.flatnonzero([not reason for reason in refusals]))
+    return prepared.remove_columns("refusal")
 
 
 def stream(rows: IterableDataset, extractor: EcgFeatureExtractor) -> IterableDataset:

@@ -1,6 +1,7 @@
 """From a data set's folder to batches: prepared once, or streamed."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.training.loading import (
     Augmentation,
     EcgHalvesCollator,
+    keep_rows,
     load_split,
     prepare,
     stream,
@@ -44,6 +46,31 @@ def test_prepared_rows_are_what_the_extractor_makes_of_each_recording(folder, tm
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_is_prepared_lies_in_the_named_folder_alone(folder, tmp_path):
+    raw = load_split([str(folder)], "train")
+    source = Path(raw.cache_files[0]["filename"]).parent
+    before = set(source.iterdir())
+    prepare(raw, EXTRACTOR, tmp_path)
+    assert set(source.iterdir()) == before
+
+
+def test_settings_that_keep_the_same_rows_share_what_is_prepared(folder, tmp_path):
+    raw = load_split([str(folder)], "train")
+    for rate in (0.1, 0.2):  # whatever else a function has at hand, such as a whole configuration
+
+        def has_report(report: str, learning_rate: float = rate) -> bool:
+            return bool(report) and learning_rate > 0
+
+        kept = keep_rows(raw, "report", has_report)
+        assert kept["record_id"][:] == [row["record_id"] for row in raw if row["report"]]
+        prepare(kept, EXTRACTOR, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    streamed = keep_rows(load_dataset(str(folder), split="train", streaming=True), "report", has_report)
+    assert [row["record_id"] for row in streamed] == kept["record_id"][:]
+    prepare(keep_rows(raw, "record_id", lambda record_id: record_id == "train-3"), EXTRACTOR, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_recording_that_is_refused_is_left_out_and_named(folder, tmp_path, caplog):
     rows = list(load_dataset(str(folder), split="train"))
     rows[5]["signal"] = np.zeros_like(rows[5]["signal"]).tolist()
@@ -52,6 +79,8 @@ def test_a_recording_that_is_refused_is_left_out_and_named(folder, tmp_path, cap
         prepared = prepare(broken, EXTRACTOR, tmp_path)
     assert len(prepared) == 39 and "train-5" not in prepared["record_id"]
     assert "1 recordings left out" in caplog.text and "train-5" in caplog.text
+    again = prepare(broken, EXTRACTOR, tmp_path)
+    assert list(again["record_id"]) == list(prepared["record_id"]) and "refusal" not in again.column_names
 
 
 def test_a_stream_is_the_prepared_data_set(folder, tmp_path):
