@@ -42,7 +42,7 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
     assert found == pytest.approx(dict(zip(REPORTS, expected.tolist(), strict=True)), abs=1e-4)
 
 
-@pytest.mark.skipif("ECGFORMERS_SLOW" not in os.environ, reason="ECGFORMERS_SLOW is not set: this takes an hour")
+@pytest.mark.skipif("ECGFORMERS_SLOW" not in os.environ, reason="ECGFORMERS_SLOW is not set: this takes half an hour")
 def test_it_reaches_what_finetune_reaches(ptb_xl_dir, tmp_path, monkeypatch):
     model = ROOT / "model_cards" / "melp-tiny-ptb-xl"
     subprocess.run([sys.executable, str(ptb_xl_dir / "restore.py"), str(tmp_path / "source")], check=True)

@@ -39,11 +39,11 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
             if positives < shots
         ]
         if fewer:
-            table.notes.append(f"{shots} shots: the training split has fewer of {', '.join(fewer)}")
+            table.notes.append(f"{shots}-shot: the training split has fewer of {', '.join(fewer)}")
         for name, each in features.items():
             probes = (next(fit_probes(each[draw], data.targets[draw], [options.penalty])) for draw in draws)
             scores = np.stack([probe(each[evaluated]) for probe in probes])
-            table.add(name, scores, f"{shots} shots, {len(draws)} draws", are_probabilities=True)
+            table.add(name, scores, f"{shots}-shot, {len(draws)} draws", are_probabilities=True)
     add_prior(table, data)
     table.write()
     return table

@@ -58,8 +58,9 @@ def main(arguments: list[str] | None = None) -> Table:
 
     table = Table("report_generation", options, test, COLUMNS, "rouge_l", ["rouge_l"], notes=notes)
     table.notes.append(f"the most frequent of {len(training_reports)} training reports: {frequent!r}")
+    search = "greedy" if options.num_beams == 1 else f"{options.num_beams} beams"
     for name, texts in written.items():
-        protocol = "for everybody" if name == "most frequent report" else f"{options.num_beams} beams"
+        protocol = "for everybody" if name == "most frequent report" else search
         table.add_row(name, protocol, *overlap(texts, test, options))
     table.write()
     with (options.output / f"{table.name}.jsonl").open("w", encoding="utf-8") as file:

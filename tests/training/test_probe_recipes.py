@@ -105,8 +105,8 @@ def test_without_validation_records_the_probe_says_so(outside, data, tmp_path):
 def test_few_shot(outside, data, tmp_path):
     table = few_shot.main(arguments(outside, data, tmp_path, "--shots", "1", "40", "--seeds", "3"))
     found = values(table)
-    assert found["theirs:make", "40 shots, 3 draws"] > max(0.75, found["random encoder", "40 shots, 3 draws"])
-    assert "40 shots: the training split has fewer of NORM, MI, STTC, CD, HYP" in table.notes
+    assert found["theirs:make", "40-shot, 3 draws"] > max(0.75, found["random encoder", "40-shot, 3 draws"])
+    assert "40-shot: the training split has fewer of NORM, MI, STTC, CD, HYP" in table.notes
 
 
 def test_shots_are_drawn_of_every_class(data):
