@@ -407,7 +407,10 @@ def splits(
     """
     if task.split == "tables":
         if tables is None:
-            raise ValueError(f"{task.name} is split by tables: give tables=read_split_tables(train=..., ...)")
+            raise ValueError(
+                f"{task.name} is split by tables, one a split: give tables=read_split_tables(train=..., ...), or "
+                "--split-table train=CSV ... where that is an option"
+            )
         return np.array([tables.get(row["record_id"], {}).get("split", "") for row in rows], dtype=str)
     key = "fold" if task.split == "folds" else "split"
     by_fold = {fold: split for split, numbers in FOLDS[folds].items() for fold in numbers}

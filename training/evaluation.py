@@ -148,7 +148,8 @@ def load_task(data: str, task_name: str, folds: str | None = None, split_tables:
         split_tables: "SPLIT=CSV" each, for tasks split by tables (see `read_split_tables`).
 
     Raises:
-        ValueError: a task without classes, rows without what the task needs, or a patient in two splits.
+        ValueError: a task without classes, rows without what the task needs, a table of no split, or a patient in two
+            splits.
     """
     task = TASKS[task_name]
     if task.kind == "value":
@@ -159,8 +160,11 @@ def load_task(data: str, task_name: str, folds: str | None = None, split_tables:
     if task.split == "folds":
         split, notes = _own_splits(rows, folds)
     else:
-        tables = read_split_tables(**dict(table.split("=", 1) for table in split_tables)) if split_tables else None
-        split, notes = splits(rows, task, tables).astype(object), ()
+        for table in split_tables:
+            if not table.startswith(tuple(f"{name}=" for name in SPLITS)):
+                raise ValueError(f"split table {table}: give SPLIT=CSV, SPLIT being one of {', '.join(SPLITS)}")
+        tables = dict(table.split("=", 1) for table in split_tables)
+        split, notes = splits(rows, task, read_split_tables(**tables) if tables else None).astype(object), ()
     records = _records(ecgs, rows, split, notes)
     return TaskData(**vars(records), task=task, targets=targets).take(takes_part & (split != ""))
 

@@ -274,7 +274,7 @@ def test_split_tables(tmp_path):
         read_split_tables(train=train, test=write_table(tmp_path / "again.csv", header, line("JS1", "SR")))
     with pytest.raises(ValueError, match=r"bare\.csv: .* filename nor ecg_path"):
         read_split_tables(train=write_table(tmp_path / "bare.csv", "id,SR", "1,1"))
-    with pytest.raises(ValueError, match="csn is split by tables"):
+    with pytest.raises(ValueError, match=r"csn is split by tables.*--split-table train=CSV"):
         splits(rows, TASKS["csn"])
 
 

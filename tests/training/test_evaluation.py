@@ -81,6 +81,12 @@ def test_records_without_a_patient_count_as_patients_of_their_own(tmp_path):
     assert set(load_records(write_rows(tmp_path, rows)).patients[:2]) == {"record r0", "record r1"}
 
 
+@pytest.mark.parametrize("table", ["table.csv", "val=table.csv", "test"])
+def test_a_split_table_of_no_split_is_named(data, table):
+    with pytest.raises(ValueError, match=f"split table {table}: .* one of train, validation, test"):
+        load_task(data, "cpsc2018", split_tables=["train=train.csv", table])
+
+
 def test_a_measurement_is_no_task_with_classes(data):
     with pytest.raises(ValueError, match="lvef is a measurement"):
         load_task(data, "lvef")
