@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ecgformers.datasets_scripts.tasks import TASKS, labels, prompts
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
@@ -65,6 +66,19 @@ class AlignmentSettings:
     validation: dict[str, str] = field(default_factory=dict)
     stream: int = 0
     cache: str = ".cache/prepared"
+
+
+def load_tokenizer(settings: AlignmentSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer that the settings name, or that of the text stage.
+
+    Raises:
+        FileNotFoundError: a stage before has left no model where the settings look for it.
+    """
+    for stage in ("text", "ecg"):
+        folder = getattr(settings, stage)
+        if folder.count("/") > 1 and not Path(folder).is_dir():  # names on the Hub have one slash
+            raise FileNotFoundError(f"{stage}: there is no folder {folder}; train that stage first, or name a model")
+    return AutoTokenizer.from_pretrained(settings.tokenizer or settings.text)
 
 
 def load_residual_network(encoder: torch.nn.Module, folder: str):

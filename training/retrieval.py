@@ -44,7 +44,11 @@ def main(arguments: list[str] | None = None) -> Table:
     columns = {f"recall@{k}": f"recall_at_{k}" for k in KS}
     table = Table("retrieval", options, data, columns, "recall_at_1", list(columns.values()))
     has_report = np.array([bool(report.strip()) for report in data.reports], dtype=bool)
-    if hasattr(model, "get_text_features") and has_report.any():
+    if not hasattr(model, "get_text_features"):
+        table.notes.append("the model has no text tower: reports were not looked for")
+    elif not has_report.any():
+        table.notes.append("no recording has a report: reports were not looked for")
+    else:
         find_reports(table, data.take(has_report), model, extractor)
     if options.echo:
         find_echo_studies(table, data, model, extractor)

@@ -15,23 +15,27 @@ def parse_settings(kind: type[Settings], section: str, doc: str, arguments: Sequ
     """The dataclass `kind` from `--config FILE` (its `section`) and the overrides that follow.
 
     Raises:
-        SystemExit: with a message that lists the known keys, for an unknown or missing one.
+        SystemExit: with a message, for a file that cannot be read or lacks the section, and for an unknown or missing
+            key (it lists the known ones).
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help=f"YAML file with a section '{section}'")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. loop.epochs=3 data=[folder]")
     args = parser.parse_args(arguments)
     values: dict[str, Any] = {}
-    if args.config is not None:
-        values = yaml.safe_load(args.config.read_text()).get(section) or {}
     try:
+        if args.config is not None:
+            sections = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+            if not isinstance(sections, dict) or section not in sections:
+                raise ValueError(f"{args.config} has no section '{section}'")
+            values = sections[section] or {}
         for override in args.overrides:
             key, equals, text = override.partition("=")
             if not equals:
                 raise ValueError(f"{override!r} is not key=value")
             _put(values, key.split("."), yaml.safe_load(text))
         return build(kind, values)
-    except (TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
 
 

@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, Au
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.training import pretrain_ecg, pretrain_melp, pretrain_text
-from ecgformers.training.alignment import AlignmentSettings
+from ecgformers.training.alignment import AlignmentSettings, load_tokenizer
+from ecgformers.training.loop import LoopSettings
 from ecgformers.training.settings import build, parse_settings
 
 TEXT_MODEL = {
@@ -143,6 +144,31 @@ def test_settings_come_from_the_file_and_the_command_line(runs):
 def test_a_wrong_setting_is_named(values, message):
     with pytest.raises(ValueError, match=message):
         build(pretrain_ecg.EcgSettings, values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file or directory"),
+        ("text: {}", "config.yaml has no section 'ecg'"),
+        ("", "config.yaml has no section 'ecg'"),
+        ("ecg: [", "while parsing"),
+    ],
+)
+def test_a_file_without_the_settings_ends_with_a_message(text, message, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parse_settings(pretrain_ecg.EcgSettings, "ecg", "", ["--config", str(tmp_path / "config.yaml")])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["text", "ecg"])
+def test_a_stage_that_was_not_trained_is_named(stage, tmp_path):
+    trained = {"text": "", "ecg": "", stage: str(tmp_path / stage / "best")}
+    settings = AlignmentSettings(data=["x"], loop=LoopSettings(output="x"), tokenizer="x", **trained)
+    with pytest.raises(FileNotFoundError, match=f"{stage}: there is no folder .*/best; train that stage first"):
+        load_tokenizer(settings)
 
 
 def test_the_published_recipe_is_complete():

@@ -125,6 +125,14 @@ def test_nobody_to_recognise(tmp_path):
     table = retrieval.main(arguments(write_melp_encoder(tmp_path / "model"), data, tmp_path))
     assert table.rows == []
     assert "no patient has two recordings in this split: nobody to recognise" in table.notes
+    assert "the model has no text tower: reports were not looked for" in table.notes
+
+
+def test_without_reports_none_is_looked_for(tmp_path):
+    data = write_rows(tmp_path / "data", [{**row, "report": None} for row in evaluation_rows(100)])
+    table = retrieval.main(arguments(write_melp(tmp_path / "model"), data, tmp_path))
+    assert {row["protocol"] for row in table.rows} == {"same patient"}
+    assert "no recording has a report: reports were not looked for" in table.notes
 
 
 def test_reports_are_written_and_compared(data, tmp_path):
