@@ -67,7 +67,7 @@ def validate(
 
 
 def main(arguments: Sequence[str] | None = None):
-    settings = parse_settings(EcgSettings, "ecg", __doc__, arguments)
+    settings = parse_settings(EcgSettings, "ecg", __doc__, arguments, MelpEcgConfig)
     accelerator = make_accelerator(settings.loop)
     extractor = EcgFeatureExtractor(**settings.processor)
     model = MelpEcgForPreTraining(MelpEcgConfig(**settings.model))

@@ -107,7 +107,7 @@ def make_extractor(settings: EchoingEcgSettings) -> EcgFeatureExtractor:
 
 
 def main(arguments: Sequence[str] | None = None, model_class: type[EchoingEcgModel] = EchoingEcgModel):
-    settings = parse_settings(EchoingEcgSettings, "echoing_ecg", __doc__, arguments)
+    settings = parse_settings(EchoingEcgSettings, "echoing_ecg", __doc__, arguments, EchoingEcgConfig)
     accelerator = make_accelerator(settings.loop)
     tokenizer = load_tokenizer(settings)
     model = build_model(settings, tokenizer, model_class)

@@ -47,7 +47,7 @@ def build_model(settings: AlignmentSettings, tokenizer: PreTrainedTokenizerFast)
 
 
 def main(arguments: Sequence[str] | None = None):
-    settings = parse_settings(AlignmentSettings, "melp", __doc__, arguments)
+    settings = parse_settings(AlignmentSettings, "melp", __doc__, arguments, MelpConfig)
     accelerator = make_accelerator(settings.loop)
     tokenizer = as_report_tokenizer(load_tokenizer(settings))
     model = build_model(settings, tokenizer)

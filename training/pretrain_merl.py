@@ -42,7 +42,7 @@ def build_model(settings: AlignmentSettings, tokenizer: PreTrainedTokenizerBase)
 
 
 def main(arguments: Sequence[str] | None = None):
-    settings = parse_settings(AlignmentSettings, "merl", __doc__, arguments)
+    settings = parse_settings(AlignmentSettings, "merl", __doc__, arguments, MerlConfig)
     accelerator = make_accelerator(settings.loop)
     tokenizer = load_tokenizer(settings)
     model = build_model(settings, tokenizer)

@@ -116,7 +116,7 @@ def masked_accuracy(model: BertForMaskedLM, dataset: Dataset, make_collator, bat
 
 
 def main(arguments: Sequence[str] | None = None):
-    settings = parse_settings(TextSettings, "text", __doc__, arguments)
+    settings = parse_settings(TextSettings, "text", __doc__, arguments, BertConfig)
     accelerator: Accelerator = make_accelerator(settings.loop)
     texts = load_texts(settings.data, settings.column, "train", settings.remove)
     if settings.start:

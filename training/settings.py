@@ -2,17 +2,28 @@
 
 import argparse
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from transformers import PreTrainedConfig
 
 Settings = TypeVar("Settings")
 
 
-def parse_settings(kind: type[Settings], section: str, doc: str, arguments: Sequence[str] | None = None) -> Settings:
+def parse_settings(
+    kind: type[Settings],
+    section: str,
+    doc: str,
+    arguments: Sequence[str] | None = None,
+    model: type[PreTrainedConfig] | None = None,
+) -> Settings:
     """The dataclass `kind` from `--config FILE` (its `section`) and the overrides that follow.
+
+    Args:
+        model: the configuration whose fields the setting `model` may name.
 
     Raises:
         SystemExit: with a message, for a file that cannot be read or lacks the section, and for an unknown or missing
@@ -34,6 +45,8 @@ def parse_settings(kind: type[Settings], section: str, doc: str, arguments: Sequ
             if not equals:
                 raise ValueError(f"{override!r} is not key=value")
             _put(values, key.split("."), yaml.safe_load(text))
+        if model is not None:
+            check_fields(model, values.get("model") or {})
         return build(kind, values)
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
@@ -43,6 +56,18 @@ def _put(values: dict[str, Any], keys: list[str], value: Any):
     for key in keys[:-1]:
         values = values.setdefault(key, {})
     values[keys[-1]] = value
+
+
+def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: str = "model."):
+    """Raise `ValueError` for fields that a configuration does not have: it would keep them, and nobody read them."""
+    known = config().to_dict()
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" ({close[0]}?)" if close else ""
+            raise ValueError(f"unknown setting {where}{name}{hint} of {config.__name__}")
+    for name, part in config.sub_configs.items():
+        check_fields(part, values.get(name) or {}, f"{where}{name}.")
 
 
 def build(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:

@@ -9,11 +9,21 @@ import yaml
 from datasets import load_dataset
 from synthetic import REPORTS, write_dataset
 from test_resume import SETTINGS
-from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, AutoTokenizer, BertForMaskedLM
+from transformers import (
+    AutoModel,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from ecgformers.datasets_scripts.rows import row_to_record
+from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
+from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.configuration_merl import MerlConfig
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
-from ecgformers.training import pretrain_ecg, pretrain_melp, pretrain_text
+from ecgformers.training import pretrain_ecg, pretrain_echoing_ecg, pretrain_melp, pretrain_text
 from ecgformers.training.alignment import AlignmentSettings, load_tokenizer
 from ecgformers.training.loop import LoopSettings
 from ecgformers.training.settings import build, parse_settings
@@ -163,12 +173,45 @@ def test_a_file_without_the_settings_ends_with_a_message(text, message, tmp_path
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.projection_dims=3", "unknown setting model.projection_dims (projection_dim?)"),
+        ("model.ecg_config.hidden_sized=3", "unknown setting model.ecg_config.hidden_sized (hidden_size?)"),
+        ("model.text_config.zzz=3", "unknown setting model.text_config.zzz of BertConfig"),
+    ],
+)
+def test_a_wrong_field_of_the_model_is_named(runs, override, message, capsys):
+    with pytest.raises(SystemExit):
+        pretrain_melp.main(["--config", str(runs / "config.yaml"), override])
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage", ["text", "ecg"])
 def test_a_stage_that_was_not_trained_is_named(stage, tmp_path):
     trained = {"text": "", "ecg": "", stage: str(tmp_path / stage / "best")}
     settings = AlignmentSettings(data=["x"], loop=LoopSettings(output="x"), tokenizer="x", **trained)
     with pytest.raises(FileNotFoundError, match=f"{stage}: there is no folder .*/best; train that stage first"):
         load_tokenizer(settings)
+
+
+RECIPES = {
+    "text": (pretrain_text.TextSettings, BertConfig),
+    "ecg": (pretrain_ecg.EcgSettings, MelpEcgConfig),
+    "melp": (AlignmentSettings, MelpConfig),
+    "echoing_ecg": (pretrain_echoing_ecg.EchoingEcgSettings, EchoingEcgConfig),
+    "merl": (AlignmentSettings, MerlConfig),
+}
+
+
+@pytest.mark.parametrize("name", ["melp", "echoing_ecg", "tiny_ptb_xl"])
+def test_shipped_settings_are_known(name):
+    path = Path(pretrain_melp.__file__).parent / "configs" / f"{name}.yaml"
+    sections = RECIPES.keys() & yaml.safe_load(path.read_text())
+    for section in sections:
+        settings, model = RECIPES[section]
+        parse_settings(settings, section, "", ["--config", str(path)], model)
+    assert name in sections or len(sections) == len(RECIPES)
 
 
 def test_the_published_recipe_is_complete():
