@@ -81,6 +81,9 @@ class HubEncoder:
     def encode(self, ecgs: Sequence[EcgRecord]) -> torch.Tensor:
         inputs = self.feature_extractor(list(ecgs), return_tensors="pt").to(self.device)
         output = getattr(self.model, "get_ecg_features", self.model)(**inputs)
+        for name in self.outputs:
+            if output.get(name) is None:
+                raise TypeError(f"{type(self.model).__name__} gives no {name} of an ECG, but {', '.join(output)}")
         return torch.cat([output[name] for name in self.outputs], dim=-1).float().cpu()
 
     def random(self, seed: int) -> "HubEncoder":

@@ -41,6 +41,22 @@ HELD_OUT = 0.125  # of the training patients, where validation records are neede
 RESEARCH_USE = "For research use; not a medical device."
 
 
+def percent(text: str) -> float:
+    """A share in % for `argparse`: above 0, at most 100."""
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} % is not above 0 and at most 100")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    """A number of things for `argparse`: 1 at least."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
 def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentParser:
     """The options that all evaluations have; `doc` is the module's docstring."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,7 +69,7 @@ def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentPars
     parser.add_argument("--split", default="test", choices=SPLITS, help="the part to evaluate on")
     parser.add_argument("--folds", help="TRAIN/VALIDATION/TEST, e.g. 1-8/9/10, 1-7/8/9 or 1-8//9; see fold_rule")
     parser.add_argument("--split-table", nargs="*", default=[], metavar="SPLIT=CSV", help="for tasks split by tables")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=at_least_one, default=64)
     parser.add_argument(
         "--features",
         nargs="+",

@@ -1,4 +1,4 @@
-"""Few-shot probe: a linear layer on the frozen encoder, from k recordings of every class.
+"""Few-shot probe: a linear layer on the frozen encoder, from k records of every class.
 
     python -m ecgformers.training.few_shot --model DIR --data DIR --task ptbxl_rhythm --output results \\
         [--folds 1-7/8/9] [--shots 1 4 16 64] [--seeds 5]
@@ -13,15 +13,15 @@ For research use; not a medical device.
 import numpy as np
 
 from ecgformers.training.encoders import encode_records, load_with_random
-from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
+from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, at_least_one, load_task, run
 from ecgformers.training.linear_probe import add_prior
 from ecgformers.training.probing import fit_probes
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser = argument_parser(__doc__)
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16, 64], help="recordings of every class")
-    parser.add_argument("--seeds", type=int, default=5, help="draws")
+    parser.add_argument("--shots", type=at_least_one, nargs="+", default=[1, 4, 16, 64], help="records of every class")
+    parser.add_argument("--seeds", type=at_least_one, default=5, help="draws")
     parser.add_argument("--penalty", type=float, default=0.1, help="on the squared weights, see probing.py")
     options = parser.parse_args(arguments)
     data = load_task(options.data, options.task, options.folds, options.split_table)

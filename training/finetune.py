@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from ecgformers.metrics.ranking import auroc, best_thresholds, macro
-from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
+from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, percent, run
 from ecgformers.training.linear_probe import add_prior, draw_shares, note_unseen
 from ecgformers.training.loading import ECG_COLUMNS, Augmentation, prepare
 
@@ -43,7 +43,7 @@ MAX_POSITIVE_WEIGHT = 20.0
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser = argument_parser(__doc__)
-    parser.add_argument("--share", type=float, default=100, help="of the training labels, in %%")
+    parser.add_argument("--share", type=percent, default=100, help="of the training labels, in %%")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the head; see --layer-decay")
     parser.add_argument("--layer-decay", type=float, default=0.8, help="1: the same rate in all layers")

@@ -20,14 +20,22 @@ import numpy as np
 
 from ecgformers.metrics.ranking import best_thresholds
 from ecgformers.training.encoders import encode_records, load_with_random
-from ecgformers.training.evaluation import ClassificationTable, TaskData, argument_parser, load_task, run
+from ecgformers.training.evaluation import (
+    ClassificationTable,
+    TaskData,
+    argument_parser,
+    at_least_one,
+    load_task,
+    percent,
+    run,
+)
 from ecgformers.training.probing import LinearProbe, choose_probe, cross_validated_probe
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser = argument_parser(__doc__)
-    parser.add_argument("--shares", type=float, nargs="+", default=[1, 10, 100], help="of the training labels, in %%")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 100 %%")
+    parser.add_argument("--shares", type=percent, nargs="+", default=[1, 10, 100], help="of training labels, in %%")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="draws of each share below 100 %%")
     options = parser.parse_args(arguments)
     data = load_task(options.data, options.task, options.folds, options.split_table)
     encoders = load_with_random(options)

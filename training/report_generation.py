@@ -25,14 +25,14 @@ from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.metrics.text_overlap import bleu, most_frequent_text, rouge_l
 from ecgformers.training.encoders import leave_out_refused, quality_warnings_together
-from ecgformers.training.evaluation import RecordData, Table, argument_parser, load_records, run
+from ecgformers.training.evaluation import RecordData, Table, argument_parser, at_least_one, load_records, run
 
 COLUMNS = {"BLEU-1": "bleu_1", "BLEU-2": "bleu_2", "BLEU-3": "bleu_3", "BLEU-4": "bleu_4", "ROUGE-L": "rouge_l"}
 
 
 def main(arguments: list[str] | None = None) -> Table:
     parser = argument_parser(__doc__, task=False)
-    parser.add_argument("--limit", type=int, help="so many recordings of the split, drawn at random")
+    parser.add_argument("--limit", type=at_least_one, help="so many recordings of the split, drawn at random")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--num-beams", type=int, default=1)
     options = parser.parse_args(arguments)

@@ -45,7 +45,7 @@ from ecgformers.modeling.modeling_echoing_ecg import uncertainty
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.training.corruption import CorruptedExtractor, Corruption
 from ecgformers.training.encoders import HubEncoder, encode_records, extract_features, with_random
-from ecgformers.training.evaluation import Table, TaskData, argument_parser, load_task, run
+from ecgformers.training.evaluation import Table, TaskData, argument_parser, at_least_one, load_task, run
 from ecgformers.training.probing import fit_probes
 from ecgformers.training.uncertainty_figures import reliability_figure, risk_coverage_figure, uncertainty_figure
 from ecgformers.training.zero_shot import embedding_names, zero_shot_scores
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> Table:
     parser = argument_parser(__doc__)
     add_prompt_options(parser)
     parser.add_argument("--coverages", type=float, nargs="+", default=[0.8, 0.9], help="of conformal sets")
-    parser.add_argument("--trials", type=int, default=20, help="random halves of the patients for conformal sets")
+    parser.add_argument("--trials", type=at_least_one, default=20, help="random halves of patients for conformal sets")
     parser.add_argument(
         "--corrupted", type=int, default=500, help="records to add noise to and drop leads of; 0: none"
     )

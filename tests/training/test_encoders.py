@@ -59,6 +59,12 @@ def test_several_outputs_stand_side_by_side(records, tmp_path):
     assert encoder.random(0).outputs == encoder.outputs
 
 
+def test_an_output_that_the_model_does_not_have_is_named(records, tmp_path):
+    encoder = load_encoder(write_melp_encoder(tmp_path), "cpu", ("pooler_output", "mean_stat"))
+    with pytest.raises(TypeError, match=r"MelpEcgModel gives no mean_stat of an ECG, but .*mean_state"):
+        extract_features(encoder, records.ecgs, records.rows)
+
+
 class Counted(MeanAndSpread):
     fingerprint = "counted"
 

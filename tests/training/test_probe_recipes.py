@@ -102,6 +102,21 @@ def test_without_validation_records_the_probe_says_so(outside, data, tmp_path):
         linear_probe.main(arguments(outside, data, tmp_path, "--folds", "1-8/9/"))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option", "message"),
+    [
+        (linear_probe, ["--shares", "10", "0"], "0 % is not above 0 and at most 100"),
+        (linear_probe, ["--shares", "101"], "101 % is not above 0 and at most 100"),
+        (linear_probe, ["--seeds", "0"], "0 is less than 1"),
+        (few_shot, ["--shots", "-4"], "-4 is less than 1"),
+    ],
+)
+def test_shares_and_counts_must_leave_something(recipe, option, message, outside, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        recipe.main(arguments(outside, data, tmp_path, *option))
+    assert message in capsys.readouterr().err
+
+
 def test_few_shot(outside, data, tmp_path):
     table = few_shot.main(arguments(outside, data, tmp_path, "--shots", "1", "40", "--seeds", "3"))
     found = values(table)
