@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ecgformers.datasets_scripts.tasks import TASKS, labels, prompts
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
@@ -68,17 +67,12 @@ class AlignmentSettings:
     cache: str = ".cache/prepared"
 
 
-def load_tokenizer(settings: AlignmentSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer that the settings name, or that of the text stage.
-
-    Raises:
-        FileNotFoundError: a stage before has left no model where the settings look for it.
-    """
+def check_stages(settings: AlignmentSettings):
+    """Raise `FileNotFoundError` where a stage before has left no model in the folder that the settings name."""
     for stage in ("text", "ecg"):
         folder = getattr(settings, stage)
         if folder.count("/") > 1 and not Path(folder).is_dir():  # names on the Hub have one slash
             raise FileNotFoundError(f"{stage}: there is no folder {folder}; train that stage first, or name a model")
-    return AutoTokenizer.from_pretrained(settings.tokenizer or settings.text)
 
 
 def load_residual_network(encoder: torch.nn.Module, folder: str):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import BertModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
@@ -28,7 +28,7 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.quality_ecg import EcgQualityError
-from ecgformers.training.alignment import AlignmentSettings, align, load_residual_network, load_tokenizer
+from ecgformers.training.alignment import AlignmentSettings, align, check_stages, load_residual_network
 from ecgformers.training.echo_pairs import echo_source
 from ecgformers.training.loading import load_split
 from ecgformers.training.loop import make_accelerator
@@ -108,8 +108,9 @@ def make_extractor(settings: EchoingEcgSettings) -> EcgFeatureExtractor:
 
 def main(arguments: Sequence[str] | None = None, model_class: type[EchoingEcgModel] = EchoingEcgModel):
     settings = parse_settings(EchoingEcgSettings, "echoing_ecg", __doc__, arguments, EchoingEcgConfig)
+    check_stages(settings)
     accelerator = make_accelerator(settings.loop)
-    tokenizer = load_tokenizer(settings)
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.text)
     model = build_model(settings, tokenizer, model_class)
     processor = EcgProcessor(
         make_extractor(settings),

@@ -10,7 +10,7 @@ of `validation`.  The negatives are those of all processes.
 
 from collections.abc import Sequence
 
-from transformers import BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
 from ecgformers.modeling.configuration_melp import MelpConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
@@ -18,7 +18,7 @@ from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
-from ecgformers.training.alignment import AlignmentSettings, align, load_tokenizer
+from ecgformers.training.alignment import AlignmentSettings, align, check_stages
 from ecgformers.training.loop import make_accelerator
 from ecgformers.training.settings import parse_settings
 
@@ -48,8 +48,9 @@ def build_model(settings: AlignmentSettings, tokenizer: PreTrainedTokenizerFast)
 
 def main(arguments: Sequence[str] | None = None):
     settings = parse_settings(AlignmentSettings, "melp", __doc__, arguments, MelpConfig)
+    check_stages(settings)
     accelerator = make_accelerator(settings.loop)
-    tokenizer = as_report_tokenizer(load_tokenizer(settings))
+    tokenizer = as_report_tokenizer(AutoTokenizer.from_pretrained(settings.tokenizer or settings.text))
     model = build_model(settings, tokenizer)
     processor = EcgProcessor(
         EcgFeatureExtractor(**settings.processor),

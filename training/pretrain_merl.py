@@ -10,13 +10,13 @@ negatives of both contrasts are those of all processes.
 
 from collections.abc import Sequence
 
-from transformers import BertModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
 from ecgformers.modeling.configuration_merl import MerlConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_merl import MerlModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
-from ecgformers.training.alignment import AlignmentSettings, align, load_residual_network, load_tokenizer
+from ecgformers.training.alignment import AlignmentSettings, align, check_stages, load_residual_network
 from ecgformers.training.loop import make_accelerator
 from ecgformers.training.settings import parse_settings
 
@@ -43,8 +43,9 @@ def build_model(settings: AlignmentSettings, tokenizer: PreTrainedTokenizerBase)
 
 def main(arguments: Sequence[str] | None = None):
     settings = parse_settings(AlignmentSettings, "merl", __doc__, arguments, MerlConfig)
+    check_stages(settings)
     accelerator = make_accelerator(settings.loop)
-    tokenizer = load_tokenizer(settings)
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.text)
     model = build_model(settings, tokenizer)
     processor = EcgProcessor(
         EcgFeatureExtractor(**settings.processor),

@@ -24,7 +24,7 @@ from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
 from ecgformers.modeling.configuration_merl import MerlConfig
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.training import pretrain_ecg, pretrain_echoing_ecg, pretrain_melp, pretrain_text
-from ecgformers.training.alignment import AlignmentSettings, load_tokenizer
+from ecgformers.training.alignment import AlignmentSettings, check_stages
 from ecgformers.training.loop import LoopSettings
 from ecgformers.training.settings import build, parse_settings
 
@@ -192,7 +192,7 @@ def test_a_stage_that_was_not_trained_is_named(stage, tmp_path):
     trained = {"text": "", "ecg": "", stage: str(tmp_path / stage / "best")}
     settings = AlignmentSettings(data=["x"], loop=LoopSettings(output="x"), tokenizer="x", **trained)
     with pytest.raises(FileNotFoundError, match=f"{stage}: there is no folder .*/best; train that stage first"):
-        load_tokenizer(settings)
+        check_stages(settings)
 
 
 RECIPES = {
