@@ -79,6 +79,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
         problem_type="multi_label_classification",
     )
     name = Path(options.model).name
+    torch.manual_seed(options.seed)  # of the head
     models = {name: AutoModelForSequenceClassification.from_pretrained(options.model, config=config)}
     if not options.skip_random:
         torch.manual_seed(options.seed)

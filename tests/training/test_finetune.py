@@ -48,6 +48,20 @@ def test_the_saved_model_gives_the_scores_of_the_table(write, more, data, tmp_pa
         assert found == pytest.approx(dict(zip(test.task.classes, scores.tolist(), strict=True)), abs=1e-4)
 
 
+def test_a_seed_gives_the_same_figures_again(data, tmp_path):
+    model = write_melp_encoder(tmp_path / "model")
+    scores = []
+    for run, seed in enumerate(("0", "0", "1")):
+        main(arguments(model, data, tmp_path / str(run), "--epochs", "1", "--seed", seed))
+        with np.load(tmp_path / str(run) / "finetune_ptbxl_super.npz") as arrays:
+            scores.append({name: arrays[name] for name in arrays.files if "fine-tuned" in name})
+    first, again, other = scores
+    assert len(first) == 2  # the model and the one from random weights
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name])
+
+
 def test_it_learns(data, tmp_path):
     more = ["--epochs", "12", "--learning-rate", "5e-3", "--layer-decay", "1", "--lead-drop", "0", "--skip-random"]
     table = main(arguments(write_melp_encoder(tmp_path / "model"), data, tmp_path / "out", *more))
