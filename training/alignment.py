@@ -28,6 +28,7 @@ from ecgformers.training.loading import (
 )
 from ecgformers.training.loop import LoopSettings, save_with, train
 from ecgformers.training.mixing import Batches, mix_batches
+from ecgformers.training.settings import is_missing_folder
 from ecgformers.training.zero_shot import zero_shot_auroc
 
 
@@ -71,7 +72,7 @@ def check_stages(settings: AlignmentSettings):
     """Raise `FileNotFoundError` where a stage before has left no model in the folder that the settings name."""
     for stage in ("text", "ecg"):
         folder = getattr(settings, stage)
-        if folder.count("/") > 1 and not Path(folder).is_dir():  # names on the Hub have one slash
+        if is_missing_folder(folder):
             raise FileNotFoundError(f"{stage}: there is no folder {folder}; train that stage first, or name a model")
 
 

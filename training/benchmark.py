@@ -13,8 +13,8 @@
 
 Results go to OUTPUT/MODEL/EVALUATION, features to OUTPUT/features, and OUTPUT/leaderboard.md, .csv and .png are
 written anew after every result.  A run that was stopped goes on where it was; a result is made again when its options
-or the files of a local model changed.  What a model cannot do (zero-shot without a text tower) is named in the
-leaderboard, and the rest goes on.
+or the files of a local model changed.  What failed (zero-shot without a text tower, a folder that is not there) is
+named in the leaderboard, the rest goes on, and the next run tries it again.
 
 For research use; not a medical device.
 """
@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     for number, cell in enumerate(cells, 1):
         state = [list(cell.arguments), newest_change(config["models"][cell.model])]
-        if done.get(cell.name, {}).get("state") == state:
+        outcome = done.get(cell.name, {})
+        if "result" in outcome and outcome["state"] == state:
             continue
         print(f"{number} of {len(cells)}: {cell.name}", flush=True)
         done[cell.name] = {"state": state, **evaluate(cell)}

@@ -33,6 +33,7 @@ from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import SPLITS, patient_split
 from ecgformers.datasets_scripts.tasks import TASKS, Task, labels, read_split_tables, splits
 from ecgformers.metrics.summary import classification_summary, format_figure
+from ecgformers.training.settings import is_missing_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,10 +58,19 @@ def at_least_one(text: str) -> int:
     return value
 
 
+def model_name(text: str) -> str:
+    """A folder, a name on the Hub or MODULE:FACTORY for `argparse`; a folder that is not there is no wrong usage."""
+    if is_missing_folder(text):
+        raise FileNotFoundError(f"--model: there is no folder {text}")
+    return text
+
+
 def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentParser:
     """The options that all evaluations have; `doc` is the module's docstring."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder, a name on the Hub, or MODULE:FACTORY (encoders.py)")
+    parser.add_argument(
+        "--model", type=model_name, required=True, help="a folder, a name on the Hub, or MODULE:FACTORY (encoders.py)"
+    )
     parser.add_argument("--data", required=True, help="built with datasets_scripts: a folder or a name on the Hub")
     if task:
         parser.add_argument("--task", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))

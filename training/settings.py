@@ -58,6 +58,11 @@ def _put(values: dict[str, Any], keys: list[str], value: Any):
     values[keys[-1]] = value
 
 
+def is_missing_folder(model: str) -> bool:
+    """Whether a model's name can only be a folder's (those on the Hub have one slash at most), and there is none."""
+    return (model.count("/") > 1 or model.startswith((".", "/", "~"))) and not Path(model).is_dir()
+
+
 def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: str = "model."):
     """Raise `ValueError` for fields that a configuration does not have: it would keep them, and nobody read them."""
     known = config().to_dict()

@@ -55,14 +55,17 @@ def test_a_matrix_of_models_and_evaluations(config, tmp_path, monkeypatch):
 
     run = []
     monkeypatch.setattr(benchmark, "evaluate", lambda cell: run.append(cell.name) or {"failure": "not run"})
+    failed = ["encoder/zero-shot/ptbxl_super"]
     assert benchmark.main(command) == lines
-    assert run == []
+    assert run == failed
     (tmp_path / "m1" / "README.md").write_text("a card")
     assert benchmark.main(command) == lines
-    assert run == [] and all(line["command"].startswith("python -m ecgformers.training.") for line in lines)
+    assert run == 2 * failed and all(line["command"].startswith("python -m ecgformers.training.") for line in lines)
     os.utime(tmp_path / "m1" / "model.safetensors", (2e9, 2e9))
+    run.clear()
     benchmark.main(command)
-    assert run == ["both/zero-shot/ptbxl_super", "both/probe/ptbxl_super", "both/probe/ptbxl_sub", "both/patients"]
+    changed = ["both/zero-shot/ptbxl_super", "both/probe/ptbxl_super", "both/probe/ptbxl_sub", "both/patients"]
+    assert sorted(run) == sorted(failed + changed)
 
 
 def test_a_benchmark_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
@@ -72,12 +75,30 @@ def test_a_benchmark_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
     def stopped(arguments):
         raise KeyboardInterrupt
 
+    def fails(arguments):
+        raise ValueError("done again")
+
     monkeypatch.setattr(linear_probe, "main", stopped)
     with pytest.raises(KeyboardInterrupt):
         benchmark.main(command)
     monkeypatch.setattr(linear_probe, "main", probe)
-    monkeypatch.setattr("ecgformers.training.zero_shot.main", stopped)  # is done, and not done again
+    monkeypatch.setattr("ecgformers.training.zero_shot.main", fails)  # but its result is there already
     assert {line["evaluation"] for line in benchmark.main(command)} == {"zero-shot", "probe", "patients"}
+
+
+def test_a_model_that_is_not_there_is_named_and_tried_again(config, tmp_path):
+    output, later = tmp_path / "results", tmp_path / "m3"
+    content = yaml.safe_load(config.read_text())
+    content["models"] = {"later": str(later)}
+    content["evaluations"] = {"zero-shot": content["evaluations"]["zero-shot"]}
+    config.write_text(yaml.safe_dump(content))
+    command = ["--config", str(config), "--output", str(output)]
+    assert benchmark.main(command) == []
+    failure = f"- later/zero-shot/ptbxl_super: --model: there is no folder {later}"
+    assert failure in (output / "leaderboard.md").read_text()
+    write_melp(later)
+    assert "later" in {line["method"] for line in benchmark.main(command)}
+    assert "No result" not in (output / "leaderboard.md").read_text()
 
 
 def line(task: str, protocol: str, method: str, value: float | None, interval: float | None = 0.02, **others) -> dict:
