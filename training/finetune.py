@@ -1,14 +1,16 @@
 """Fine-tuning of the whole encoder, or of LoRA adapters in it, with transformers' Trainer.
 
     python -m ecgformers.training.finetune --model DIR --data DIR --task ptbxl_super --output results \\
-        [--folds 1-7/8/9] [--share 100] [--epochs 20] [--learning-rate 1e-3] [--layer-decay 0.8] [--balance] [--lora 8]
+        [--folds 1-7/8/9] [--share 100] [--epochs 20] [--learning-rate 1e-3] [--layer-decay 0.8]
+        [--head-learning-rate 1e-2] [--balance] [--lora 8]
 
 The epoch with the best macro AUROC on the validation split (part of the training patients, where the rule has none:
 `--folds 1-8//9`) is kept in OUTPUT/finetune_TASK, a folder that AutoModelForSequenceClassification loads, and training
 stops when `--patience` epochs brought nothing better.  Layers near the input learn more slowly: by `--layer-decay` for
-each layer below the head.  `--balance` weights the positives of rare classes up.  Beside it the same network trained
-alike from random weights (`--skip-random` leaves that out), and the prior.  `accelerate launch -m
-ecgformers.training.finetune ...` uses several GPUs.
+each layer below the head.  The head learns faster than all of them: as long as it is random it spoils the layers below
+(Kumar et al. 2022, "Fine-tuning can distort pretrained features").  `--balance` weights the positives of rare classes
+up.  Beside it the same network trained alike from random weights (`--skip-random` leaves that out), and the prior.
+`accelerate launch -m ecgformers.training.finetune ...` uses several GPUs.
 
 For research use; not a medical device.
 """
@@ -45,7 +47,8 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     parser = argument_parser(__doc__)
     parser.add_argument("--share", type=percent, default=100, help="of the training labels, in %%")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the head; see --layer-decay")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the encoder; see --layer-decay")
+    parser.add_argument("--head-learning-rate", type=float, default=1e-2)
     parser.add_argument("--layer-decay", type=float, default=0.8, help="1: the same rate in all layers")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--patience", type=int, default=5, help="epochs without a better one before training stops")
@@ -155,7 +158,8 @@ def make_trainer(
         lora = LoraConfig(r=options.lora, lora_alpha=2 * options.lora, target_modules="all-linear")
         lora.modules_to_save = ["classifier"]
         trained = get_peft_model(model, lora)
-    groups = parameter_groups(trained, options.learning_rate, options.layer_decay, options.weight_decay)
+    rates = options.learning_rate, options.head_learning_rate, options.layer_decay
+    groups = parameter_groups(trained, *rates, options.weight_decay)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=options.batch_size,
@@ -224,9 +228,10 @@ class BalancedLoss:
 
 
 def parameter_groups(
-    model: torch.nn.Module, learning_rate: float, layer_decay: float, weight_decay: float
+    model: torch.nn.Module, learning_rate: float, head_learning_rate: float, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: rate * layer_decay ** (layers above); no weight decay for biases and norms.
+    """Groups for an optimiser: rate * layer_decay ** (layers above), the classifier at a rate of its own; no weight
+    decay for biases and norms.
 
     Layers are those numbered in `layers.N` or `stages.N`; what is defined before them lies below, what is defined
     after them above.
@@ -241,17 +246,15 @@ def parameter_groups(
         if parameter.requires_grad:
             depths[name] = depth
     top = max(depths.values())
-    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name in depths:
-            groups.setdefault((depths[name], parameter.ndim > 1), []).append(parameter)
+            is_head = "classifier" in name.split(".")
+            rate = head_learning_rate if is_head else learning_rate * layer_decay ** (top - depths[name])
+            groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": learning_rate * layer_decay ** (top - depth),
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for (depth, decays), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for (rate, decays), parameters in groups.items()
     ]
 
 

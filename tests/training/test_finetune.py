@@ -71,7 +71,7 @@ def test_it_learns(data, tmp_path):
 @pytest.mark.parametrize("write", [write_melp_encoder, write_echoing_ecg])
 def test_layers_near_the_input_learn_more_slowly(write, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(write(tmp_path), num_labels=2)
-    groups = parameter_groups(model, 1.0, 0.5, 0.1)
+    groups = parameter_groups(model, 1.0, 20.0, 0.5, 0.1)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     by_name = {name: rates[id(parameter)] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(rates) == len(by_name)
@@ -81,7 +81,8 @@ def test_layers_near_the_input_learn_more_slowly(write, tmp_path):
         for index in range(4)
         if any(f".{kind}.{index}." in name for name in by_name)
     ]
-    assert by_name["classifier.weight"] == max(rates.values()) == 1.0
+    heads = {name for name, rate in by_name.items() if rate == 20.0}
+    assert heads == {"classifier.weight", "classifier.bias"}
     np.testing.assert_allclose(layers, [0.5 ** (len(layers) - index) for index in range(len(layers))])
     first = next(iter(by_name.values()))
     assert first == min(rates.values()) == layers[0] / 2
