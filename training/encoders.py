@@ -39,6 +39,7 @@ from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.modeling.record_ecg import EcgRecord
 from ecgformers.training.evaluation import RecordData
+from ecgformers.training.settings import is_factory
 
 RANDOM = "random encoder"
 
@@ -106,8 +107,8 @@ class HubEncoder:
 
 def load_encoder(name: str, device: str | None = None, outputs: Sequence[str] = ("pooler_output",)) -> EcgEncoder:
     """The encoder behind `--model`: a folder, a name on the Hub, or MODULE:FACTORY, which has features of its own."""
-    module, colon, factory = name.partition(":")
-    if colon and not Path(name).exists():
+    if is_factory(name):
+        module, _, factory = name.partition(":")
         encoder = getattr(import_module(module), factory)()
         if not hasattr(encoder, "encode"):
             raise ValueError(f"{name} gives a {type(encoder).__name__}, which has no method encode")

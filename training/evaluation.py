@@ -33,7 +33,7 @@ from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import SPLITS, patient_split
 from ecgformers.datasets_scripts.tasks import TASKS, Task, labels, read_split_tables, splits
 from ecgformers.metrics.summary import classification_summary, format_figure
-from ecgformers.training.settings import is_missing_folder
+from ecgformers.training.settings import is_factory, is_missing_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,19 +58,41 @@ def at_least_one(text: str) -> int:
     return value
 
 
-def model_name(text: str) -> str:
+def encoder_name(text: str) -> str:
     """A folder, a name on the Hub or MODULE:FACTORY for `argparse`; a folder that is not there is no wrong usage."""
     if is_missing_folder(text):
         raise FileNotFoundError(f"--model: there is no folder {text}")
     return text
 
 
-def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentParser:
-    """The options that all evaluations have; `doc` is the module's docstring."""
+def model_name(text: str) -> str:
+    """As `encoder_name`, where an encoder's features alone do not do."""
+    if is_factory(text):
+        raise OSError(f"--model: {text} gives features alone; here a model's folder or its name on the Hub is needed")
+    return encoder_name(text)
+
+
+def argument_parser(doc: str | None, task: bool = True, features: bool = False) -> argparse.ArgumentParser:
+    """The options that all evaluations have.
+
+    Args:
+        doc: the module's docstring.
+        task: whether the evaluation has one.
+        features: whether it needs an encoder's features alone, so that `--model` may be MODULE:FACTORY.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", type=model_name, required=True, help="a folder, a name on the Hub, or MODULE:FACTORY (encoders.py)"
-    )
+    if features:
+        name = "a folder, a name on the Hub, or MODULE:FACTORY (encoders.py)"
+        parser.add_argument("--model", type=encoder_name, required=True, help=name)
+        parser.add_argument(
+            "--features",
+            nargs="+",
+            default=["pooler_output"],
+            metavar="OUTPUT",
+            help="outputs of the model that are read, side by side, e.g. pooler_output mean_state",
+        )
+    else:
+        parser.add_argument("--model", type=model_name, required=True, help="a folder, or a name on the Hub")
     parser.add_argument("--data", required=True, help="built with datasets_scripts: a folder or a name on the Hub")
     if task:
         parser.add_argument("--task", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
@@ -80,13 +102,6 @@ def argument_parser(doc: str | None, task: bool = True) -> argparse.ArgumentPars
     parser.add_argument("--folds", help="TRAIN/VALIDATION/TEST, e.g. 1-8/9/10, 1-7/8/9 or 1-8//9; see fold_rule")
     parser.add_argument("--split-table", nargs="*", default=[], metavar="SPLIT=CSV", help="for tasks split by tables")
     parser.add_argument("--batch-size", type=at_least_one, default=64)
-    parser.add_argument(
-        "--features",
-        nargs="+",
-        default=["pooler_output"],
-        metavar="OUTPUT",
-        help="outputs of the model that a probe reads, side by side, e.g. pooler_output mean_state",
-    )
     parser.add_argument("--device", default=None, help="of torch; by default a GPU where there is one")
     parser.add_argument("--resamples", type=int, default=1000, help="of the patients, for 95 %% intervals; 0 for none")
     parser.add_argument("--seed", type=int, default=0)

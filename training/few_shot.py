@@ -19,7 +19,7 @@ from ecgformers.training.probing import fit_probes
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, features=True)
     parser.add_argument("--shots", type=at_least_one, nargs="+", default=[1, 4, 16, 64], help="records of every class")
     parser.add_argument("--seeds", type=at_least_one, default=5, help="draws")
     parser.add_argument("--penalty", type=float, default=0.1, help="on the squared weights, see probing.py")

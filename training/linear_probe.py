@@ -33,7 +33,7 @@ from ecgformers.training.probing import LinearProbe, choose_probe, cross_validat
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, features=True)
     parser.add_argument("--shares", type=percent, nargs="+", default=[1, 10, 100], help="of training labels, in %%")
     parser.add_argument("--seeds", type=at_least_one, default=3, help="draws of each share below 100 %%")
     options = parser.parse_args(arguments)

@@ -4,7 +4,8 @@
 
 Candidates are all recordings of the split (with a report, where reports are looked for).  Recordings whose reports
 are equal but for case and spacing are equally right.  For patients, queries are the recordings of patients who have
-several in the split, and the recording itself is no candidate; this is all that a model without a text tower can do.
+several in the split, and the recording itself is no candidate; this is all that an encoder without a text tower, such
+as an outside one, can do.
 
 FILE, which `extract_echo_features` wrote, holds the Gaussians of echo studies; data with a column `echo_study_id`
 (`datasets_scripts.mimic_iv_echo`) say which study belongs to an ECG.  An `EchoingEcgModel` then looks for the study of
@@ -15,19 +16,19 @@ Beside the model the same one with random weights, and chance: the mean over all
 For research use; not a medical device.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from scipy.special import binom
 from torch.nn import functional as F
-from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers import AutoProcessor
 
 from ecgformers.metrics.retrieval import equal_texts, match_ranks
 from ecgformers.metrics.summary import mean_summary
-from ecgformers.training.encoders import HubEncoder, encode_records, with_random
+from ecgformers.training.encoders import EcgEncoder, HubEncoder, encode_records, load_with_random, with_random
 from ecgformers.training.evaluation import RecordData, Table, argument_parser, load_records, run
 from ecgformers.training.zero_shot import embed_texts, embedding_names, similarity
 
@@ -35,33 +36,38 @@ KS = (1, 5, 10)
 
 
 def main(arguments: list[str] | None = None) -> Table:
-    parser = argument_parser(__doc__, task=False)
+    parser = argument_parser(__doc__, task=False, features=True)
     parser.add_argument("--echo", type=Path, help="Gaussians of echo studies, from extract_echo_features")
     options = parser.parse_args(arguments)
     data = load_records(options.data, options.folds).part(options.split)
-    model = AutoModel.from_pretrained(options.model)
-    extractor = AutoFeatureExtractor.from_pretrained(options.model)
+    encoders = load_with_random(options)
     columns = {f"recall@{k}": f"recall_at_{k}" for k in KS}
     table = Table("retrieval", options, data, columns, "recall_at_1", list(columns.values()))
     has_report = np.array([bool(report.strip()) for report in data.reports], dtype=bool)
-    if not hasattr(model, "get_text_features"):
+    encoder = encoders[table.model]
+    if not (isinstance(encoder, HubEncoder) and hasattr(encoder.model, "get_text_features")):
         table.notes.append("the model has no text tower: reports were not looked for")
     elif not has_report.any():
         table.notes.append("no recording has a report: reports were not looked for")
     else:
-        find_reports(table, data.take(has_report), model, extractor)
+        find_reports(table, data.take(has_report), encoder)
     if options.echo:
-        find_echo_studies(table, data, model, extractor)
-    find_patients(table, data, model, extractor)
+        find_echo_studies(table, data, encoder)
+    find_patients(table, data, encoders)
     table.write()
     return table
 
 
-def find_reports(table: Table, data: RecordData, model: Any, extractor: Any):
+def with_embeddings(encoder: HubEncoder, table: Table) -> dict[str, HubEncoder]:
+    """The encoder of what texts are compared with, and its baseline."""
+    embedding = HubEncoder(encoder.model, encoder.feature_extractor, encoder.device, embedding_names(encoder.model))
+    return with_random(embedding, table.model, table.options.seed)
+
+
+def find_reports(table: Table, data: RecordData, encoder: HubEncoder):
     """Rows for both directions between ECGs and reports."""
     options = table.options
-    encoder = HubEncoder(model, extractor, options.device, embedding_names(model))
-    encoders = with_random(encoder, table.model, options.seed)
+    encoders = with_embeddings(encoder, table)
     data, features, notes = encode_records(encoders, data, options)
     processor = AutoProcessor.from_pretrained(options.model)
     reports = [" ".join(report.lower().split()) for report in data.reports]
@@ -76,24 +82,23 @@ def find_reports(table: Table, data: RecordData, model: Any, extractor: Any):
     add_chance(table, "report or ECG", matches, data.rows)
 
 
-def find_echo_studies(table: Table, data: RecordData, model: Any, extractor: Any):
+def find_echo_studies(table: Table, data: RecordData, encoder: EcgEncoder):
     """Rows for both directions between ECGs and echo studies.
 
     Raises:
         ValueError: a model without Gaussians, data without echo studies, or a file without theirs.
     """
     options = table.options
-    if len(embedding_names(model)) < 2:
-        raise ValueError(f"{options.model} holds a {type(model).__name__}, which knows no echo studies")
+    if not (isinstance(encoder, HubEncoder) and len(embedding_names(encoder.model)) == 2):
+        raise ValueError(f"{options.model} knows no echo studies: --echo needs an EchoingEcgModel")
     if "echo_study_id" not in data.ecgs.column_names:
         raise ValueError(f"{options.data} has no column echo_study_id: build it with datasets_scripts.mimic_iv_echo")
     study_of = np.array(data.ecgs.with_format(None).select(data.rows)["echo_study_id"], dtype=object)
-    gaussians = read_gaussians(options.echo, model.config.projection_dim)
+    gaussians = read_gaussians(options.echo, encoder.model.config.projection_dim)
     has_study = np.array([study in gaussians for study in study_of], dtype=bool)
     if not has_study.any():
         raise ValueError(f"none of {len(data)} recordings has its echo study in {options.echo}")
-    encoder = HubEncoder(model, extractor, options.device, embedding_names(model))
-    encoders = with_random(encoder, table.model, options.seed)
+    encoders = with_embeddings(encoder, table)
     data, features, notes = encode_records(encoders, data.take(has_study), options)
     study_of = study_of[np.isin(table.data.rows, data.rows)].astype(str)
     studies, first, index = np.unique(study_of, return_index=True, return_inverse=True)
@@ -117,11 +122,9 @@ def read_gaussians(path: Path, dim: int) -> dict[str, np.ndarray]:
     return dict(zip(table["study_id"].to_pylist(), np.concatenate(parts, axis=1), strict=True))
 
 
-def find_patients(table: Table, data: RecordData, model: Any, extractor: Any):
+def find_patients(table: Table, data: RecordData, encoders: Mapping[str, EcgEncoder]):
     """Rows for recordings of the same patient, by the cosine of the features that probes take."""
-    options = table.options
-    encoders = with_random(HubEncoder(model, extractor, options.device), table.model, options.seed)
-    data, features, notes = encode_records(encoders, data, options)
+    data, features, notes = encode_records(encoders, data, table.options)
     table.notes += notes
     same = data.patients[:, None] == data.patients
     queries = np.flatnonzero(same.sum(1) > 1)

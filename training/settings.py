@@ -63,6 +63,11 @@ def is_missing_folder(model: str) -> bool:
     return (model.count("/") > 1 or model.startswith((".", "/", "~"))) and not Path(model).is_dir()
 
 
+def is_factory(model: str) -> bool:
+    """Whether a model's name is MODULE:FACTORY, an outside encoder's (see `encoders`)."""
+    return ":" in model and not Path(model).exists()
+
+
 def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: str = "model."):
     """Raise `ValueError` for fields that a configuration does not have: it would keep them, and nobody read them."""
     known = config().to_dict()

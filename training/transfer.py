@@ -11,7 +11,7 @@ Beside the encoder the same one with random weights, and the prior of the traini
 For research use; not a medical device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from ecgformers.training.linear_probe import fit_probe, note_unseen
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, features=True)
     parser.add_argument("--test-data", required=True, help="the data set to test on")
     parser.add_argument("--test-task", required=True, choices=TASKS, metavar="TASK", help="its task")
     parser.add_argument("--test-folds", help="as --folds, for the test data")
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     options = parser.parse_args(arguments)
     source = load_task(options.data, options.task, options.folds, options.split_table)
     target = load_task(options.test_data, options.test_task, options.test_folds, options.test_split_table)
-    shared = shared_classes(source, target, dict(pair.split("=", 1) for pair in options.same))
+    shared = shared_classes(source, target, options.same)
     source, target = only_classes(source, list(shared.values())), only_classes(target, list(shared))
     target = target.part(options.split)
 
@@ -55,17 +55,21 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     return table
 
 
-def shared_classes(source: TaskData, target: TaskData, same: Mapping[str, str]) -> dict[str, str]:
-    """Test class -> training class, for the classes that both have.
+def shared_classes(source: TaskData, target: TaskData, same: Sequence[str]) -> dict[str, str]:
+    """Test class -> training class, for the classes that both have and those of `same`, "TEST=TRAINING" each.
 
     Raises:
-        ValueError: `same` names a class that is not there, or no class is shared.
+        ValueError: `same` has another form or names a class that is not there, or no class is shared.
     """
-    for test_class, training_class in same.items():
+    pairs = {name: name for name in target.task.classes}
+    for pair in same:
+        test_class, equals, training_class = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--same {pair}: give TEST=TRAINING, a class of {target.task.name} and one of training")
         for name, task in ((test_class, target.task), (training_class, source.task)):
             if name not in task.classes:
-                raise ValueError(f"--same {test_class}={training_class}: {task.name} has no class {name}")
-    pairs = {name: same.get(name, name) for name in target.task.classes}
+                raise ValueError(f"--same {pair}: {task.name} has no class {name}")
+        pairs[test_class] = training_class
     shared = {name: other for name, other in pairs.items() if other in source.task.classes}
     if not shared:
         raise ValueError(f"{source.task.name} and {target.task.name} share no class: say which are the same by --same")

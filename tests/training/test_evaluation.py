@@ -163,6 +163,13 @@ def test_absent_classes_and_one_patient_leave_words_not_nan(tmp_path):
     assert "all records are of one patient: there are no intervals" in text
 
 
+def test_where_features_alone_do_not_do_an_outside_encoder_is_refused(tmp_path):
+    command = ["--model", "theirs:make", "--data", "data", "--output", str(tmp_path)]
+    assert argument_parser(None, task=False, features=True).parse_args(command).model == "theirs:make"
+    with pytest.raises(OSError, match="theirs:make gives features alone"):
+        argument_parser(None, task=False).parse_args(command)
+
+
 def test_errors_that_a_user_can_mend_end_with_a_message(capsys):
     def main():
         raise ValueError("fold 10 is missing")

@@ -149,5 +149,6 @@ def test_transfer_needs_classes_in_common(outside, data, tmp_path):
     more = ["--test-data", write_rows(tmp_path, rows), "--test-task"]
     with pytest.raises(ValueError, match="share no class: say which are the same by --same"):
         transfer.main(arguments(outside, data, tmp_path, *more, "ptbxl_rhythm"))
-    with pytest.raises(ValueError, match="ptbxl_super has no class XYZ"):
-        transfer.main(arguments(outside, data, tmp_path, *more, "ptbxl_all", "--same", "IMI=XYZ"))
+    for same, message in (("IMI=XYZ", "ptbxl_super has no class XYZ"), ("IMI", "--same IMI: give TEST=TRAINING")):
+        with pytest.raises(ValueError, match=message):
+            transfer.main(arguments(outside, data, tmp_path, *more, "ptbxl_all", "--same", same))

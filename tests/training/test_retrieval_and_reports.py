@@ -1,13 +1,22 @@
 """Retrieval and report generation as commands, with their baselines."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Value
-from small_evaluation import evaluation_rows, write_echoing_ecg, write_melp, write_melp_encoder, write_rows
+from small_evaluation import (
+    MeanAndSpread,
+    evaluation_rows,
+    write_echoing_ecg,
+    write_melp,
+    write_melp_encoder,
+    write_rows,
+)
 
 from ecgformers.datasets_scripts.rows import row_features
 from ecgformers.training import report_generation, retrieval
@@ -45,6 +54,16 @@ def test_chance_is_what_random_orders_find(monkeypatch):
     for column, k in enumerate(retrieval.KS):
         trials = [rng.permuted(matches, axis=1)[:, :k].any(1) for _ in range(4000)]
         np.testing.assert_allclose(found["hits"][:, column], np.mean(trials, axis=0), atol=0.03)
+
+
+def test_an_outside_encoder_recognises_patients(data, tmp_path, monkeypatch):
+    module = types.ModuleType("theirs")
+    module.make = MeanAndSpread
+    monkeypatch.setitem(sys.modules, "theirs", module)
+    table = retrieval.main(arguments("theirs:make", data, tmp_path))
+    expected = [("theirs:make", "same patient"), ("chance", "same patient")]
+    assert [(row["method"], row["protocol"]) for row in table.rows] == expected
+    assert "the model has no text tower: reports were not looked for" in table.notes
 
 
 def test_a_model_without_text_recognises_patients_only(data, tmp_path):
@@ -106,7 +125,7 @@ def test_what_is_missing_for_echo_studies_is_named(echo, data, tmp_path):
         pa.table({"study_id": ["s"], "echo_embeds": [[1.0]], "echo_logvar": [[0.0]]}), tmp_path / "d.parquet"
     )
     for model, folder, file, message in (
-        (melp, echo["data"], echo["file"], "MelpModel, which knows no echo studies"),
+        (melp, echo["data"], echo["file"], "knows no echo studies: --echo needs an EchoingEcgModel"),
         (echoing, data, echo["file"], "has no column echo_study_id"),
         (echoing, echo["data"], str(tmp_path / "others.parquet"), "none of 10 recordings has its echo study in"),
         (
