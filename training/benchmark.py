@@ -13,8 +13,8 @@
 
 Results go to OUTPUT/MODEL/EVALUATION, features to OUTPUT/features, and OUTPUT/leaderboard.md, .csv and .png are
 written anew after every result.  A run that was stopped goes on where it was; a result is made again when its options
-or the files of a local model changed.  What failed (zero-shot without a text tower, a folder that is not there) is
-named in the leaderboard, the rest goes on, and the next run tries it again.
+or the files of a local model changed.  What failed (zero-shot without a text tower, a folder that is not there, an
+option that the recipe does not have) is named in the leaderboard, the rest goes on, and the next run tries it again.
 
 For research use; not a medical device.
 """

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import datasets
 import numpy as np
@@ -72,7 +72,15 @@ def model_name(text: str) -> str:
     return encoder_name(text)
 
 
-def argument_parser(doc: str | None, task: bool = True, features: bool = False) -> argparse.ArgumentParser:
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that raises `ValueError`, so that one wrong command does not end those that come after it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise ValueError(message)
+
+
+def argument_parser(doc: str | None, task: bool = True, features: bool = False) -> ArgumentParser:
     """The options that all evaluations have.
 
     Args:
@@ -80,7 +88,7 @@ def argument_parser(doc: str | None, task: bool = True, features: bool = False) 
         task: whether the evaluation has one.
         features: whether it needs an encoder's features alone, so that `--model` may be MODULE:FACTORY.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if features:
         name = "a folder, a name on the Hub, or MODULE:FACTORY (encoders.py)"
         parser.add_argument("--model", type=encoder_name, required=True, help=name)

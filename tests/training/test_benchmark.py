@@ -101,6 +101,19 @@ def test_a_model_that_is_not_there_is_named_and_tried_again(config, tmp_path):
     assert "No result" not in (output / "leaderboard.md").read_text()
 
 
+def test_an_option_that_a_recipe_does_not_have_fails_alone(config, tmp_path):
+    content = yaml.safe_load(config.read_text())
+    content["evaluations"] = {
+        "probe": {"recipe": "linear_probe", "data": "small", "tasks": ["ptbxl_super"], "options": {"sharse": 100}},
+        "patients": content["evaluations"]["patients"],
+    }
+    config.write_text(yaml.safe_dump(content))
+    lines = benchmark.main(["--config", str(config), "--output", str(tmp_path / "results")])
+    assert {line["evaluation"] for line in lines} == {"patients"}
+    text = (tmp_path / "results" / "leaderboard.md").read_text()
+    assert "- both/probe/ptbxl_super: unrecognized arguments: --sharse 100" in text
+
+
 def line(task: str, protocol: str, method: str, value: float | None, interval: float | None = 0.02, **others) -> dict:
     bounds = (None, None) if None in (value, interval) else (value - interval, value + interval)
     model = method.removeprefix("random encoder ") if method != "prior" else None

@@ -1,12 +1,14 @@
 """MELP's stages, one after the other, on simulated ECGs: each goes on from the one before, and the result loads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from datasets import load_dataset
+from safetensors.torch import load_file
 from synthetic import REPORTS, write_dataset
 from test_resume import SETTINGS
 from transformers import (
@@ -26,6 +28,7 @@ from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.training import pretrain_ecg, pretrain_echoing_ecg, pretrain_melp, pretrain_text
 from ecgformers.training.alignment import AlignmentSettings, check_stages
 from ecgformers.training.loop import LoopSettings
+from ecgformers.training.pretrain_text import train_tokenizer
 from ecgformers.training.settings import build, parse_settings
 
 TEXT_MODEL = {
@@ -90,6 +93,32 @@ def test_the_text_stage_learns_masked_words(runs):
     tokenizer = AutoTokenizer.from_pretrained(runs / "text" / "best")
     assert tokenizer.convert_ids_to_tokens(tokenizer("sinus rhythm.").input_ids)[0] == "[BOS]"
     assert BertForMaskedLM.from_pretrained(runs / "text" / "best").config.vocab_size == len(tokenizer)
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    """Several processes need it: each trains a tokenizer of its own."""
+    words = [a + b for a in ("sinus", "vorhof", "block", "infarkt") for b in ("rhythmus", "lage", "typ", "en", "s")]
+    texts = [f"{first} {second} ##e." for first in words for second in words]
+    vocabularies = [train_tokenizer(texts, 80).get_vocab() for _ in range(5)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+    assert len(vocabularies[0]) == 80
+    tokenizer = train_tokenizer(texts, 80)
+    assert tokenizer.tokenize("Sinuslage xyz ##e [MASK]")[-5:] == ["[UNK]", "#", "#", "e", "[MASK]"]
+    ids = tokenizer("sinuslage vorhof.").input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "sinuslage vorhof." and len(ids) > 3
+
+
+def test_the_text_stage_resumes_with_its_own_vocabulary(runs, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    command = ["--config", str(runs / "config.yaml"), "loop.epochs=2", "loop.save_steps=4", "loop.keep=9"]
+    pretrain_text.main([*command, f"loop.output={whole}"])
+    first, *_, last = sorted(path.name for path in whole.glob("checkpoint-????????"))
+    shutil.copytree(whole / first, resumed / first)
+    pretrain_text.main([*command, f"loop.output={resumed}", "loop.resume=true"])
+    expected, found = (load_file(folder / last / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    vocabularies = [AutoTokenizer.from_pretrained(folder / "best").get_vocab() for folder in (whole, resumed)]
+    assert vocabularies[0] == vocabularies[1]
 
 
 def test_the_aligned_model_starts_from_the_stages_before(runs):
