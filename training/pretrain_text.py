@@ -54,7 +54,7 @@ def load_texts(sources: Sequence[str], column: str, split: str, remove: Sequence
     texts: list[str] = []
     for source in sources:
         if Path(source).is_file():
-            lines = Path(source).read_text().splitlines()
+            lines = Path(source).read_text(encoding="utf-8").splitlines()
             texts += [line for i, line in enumerate(lines) if (i % 20 == 0) == (split != "train")]
         else:
             texts += [text for text in load_dataset(source, split=split)[column] if text]
