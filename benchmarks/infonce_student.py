@@ -1,7 +1,7 @@
 """EchoingECG's network trained with InfoNCE on its means: what its probabilistic loss is to be compared with.
 
     python benchmarks/infonce_student.py --config training/configs/tiny_ptb_xl.yaml loop.output=runs/tiny/infonce
-    python -m ecgformers.training.retrieval --model runs/tiny/infonce/best --data data/ptb-xl-reports \\
+    python -m ecgformers.evaluation.retrieval --model runs/tiny/infonce/best --data data/ptb-xl-reports \\
         --folds 1-7/8/9 --output results/infonce
 
 Everything else is the recipe `pretrain_echoing_ecg`.  Variances are fixed close to 0, so that the distance between two

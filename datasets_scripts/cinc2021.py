@@ -14,7 +14,7 @@ from ecgformers.datasets_scripts.digital_ecg import wfdb_comments
 from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, LeftOut, option
 from ecgformers.datasets_scripts.rows import statements
 from ecgformers.datasets_scripts.tables import number, sex_name
-from ecgformers.datasets_scripts.tasks import read_split_tables
+from ecgformers.evaluation.tasks import read_split_tables
 
 SPLIT_TABLES = {"train": "*train.csv", "validation": "*val.csv", "test": "*test.csv"}
 

@@ -24,7 +24,7 @@ from tokenizers.models import WordPiece
 from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from ecgformers.datasets_scripts.tasks import TASKS, prompts
+from ecgformers.evaluation.tasks import TASKS, prompts
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
 from ecgformers.modeling.configuration_melp import MelpConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor

@@ -13,9 +13,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoMode
 from ecgformers import read_ecg
 from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.ecg_folder import EcgFolder
-from ecgformers.datasets_scripts.tasks import TASKS, prompts
+from ecgformers.evaluation import zero_shot
+from ecgformers.evaluation.tasks import TASKS, prompts
 from ecgformers.modeling.pipelines_ecg import prompt_scores
-from ecgformers.training import zero_shot
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 FOLDERS = sorted(path.parent for path in CARDS.glob("*/config.json"))

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.ecg_folder import EcgFolder
-from ecgformers.training import finetune
+from ecgformers.evaluation import finetune
 
 ROOT = Path(__file__).parents[1]
 

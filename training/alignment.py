@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ecgformers.datasets_scripts.tasks import TASKS, labels, prompts
+from ecgformers.evaluation.tasks import TASKS, labels, prompts
+from ecgformers.evaluation.zero_shot import zero_shot_auroc
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.training.loading import (
@@ -29,7 +30,6 @@ from ecgformers.training.loading import (
 from ecgformers.training.loop import LoopSettings, save_with, train
 from ecgformers.training.mixing import Batches, mix_batches
 from ecgformers.training.settings import is_missing_folder
-from ecgformers.training.zero_shot import zero_shot_auroc
 
 
 @dataclass

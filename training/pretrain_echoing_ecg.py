@@ -4,7 +4,7 @@
         data=[folder] echo=[folder] echo_features=studies.parquet
 
 `data` are data sets with reports; `echo` are data sets whose ECGs have an `echo_study_id` (`datasets_scripts` builds
-both), and `echo_features` is what `extract_echo_features` makes of the studies with the frozen teacher.  Each batch is
+both), and `echo_features` is what `echo.extract_features` makes of the studies with the frozen teacher.  Each batch is
 of one of the two, at random until both are exhausted.  Without `echo` it is the ECG-text half alone.  The text tower
 starts from `text`, a BERT (a folder or Hub name; published: BioBERT), and the ECG tower from `ecg`, the stage of a
 residual network of the same sizes (published: random weights).  The best model is that with the highest mean of
@@ -22,6 +22,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
 from ecgformers.datasets_scripts.rows import row_to_record
+from ecgformers.evaluation.retrieval import read_gaussians
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
 from ecgformers.modeling.convert_echoing_ecg_checkpoint import PROMPT_TEMPLATE
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
@@ -29,17 +30,16 @@ from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.quality_ecg import EcgQualityError
 from ecgformers.training.alignment import AlignmentSettings, align, check_stages, load_residual_network
-from ecgformers.training.echo_pairs import echo_source
+from ecgformers.training.echo.pairs import echo_source
 from ecgformers.training.loading import load_split
 from ecgformers.training.loop import make_accelerator
-from ecgformers.training.retrieval import read_gaussians
 from ecgformers.training.settings import parse_settings
 
 
 @dataclass
 class EchoingEcgSettings(AlignmentSettings):
     """model: fields of EchoingEcgConfig; prompt_template: the sentence a report is put into; echo: data sets of ECGs
-    with an `echo_study_id`; echo_features: the Parquet file of `extract_echo_features`; scaler_records: so many
+    with an `echo_study_id`; echo_features: the Parquet file of `echo.extract_features`; scaler_records: so many
     recordings of the training split give the means and scales of the leads, where `processor` wants them and has
     none."""
 

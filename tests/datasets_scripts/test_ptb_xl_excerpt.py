@@ -15,7 +15,7 @@ from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.ecg_folder import EcgFolder
 from ecgformers.datasets_scripts.ptb_xl import PtbXl
 from ecgformers.datasets_scripts.rows import row_to_record
-from ecgformers.datasets_scripts.tasks import TASKS, labels
+from ecgformers.evaluation.tasks import TASKS, labels
 
 CHUNKS = ("00000", "01000", "03000", "09000", "13000")  # of the packed excerpt
 EVERY = 8  # of their records, besides the known differences

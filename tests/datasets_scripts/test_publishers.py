@@ -21,7 +21,7 @@ from ecgformers.datasets_scripts.mimic_iv_echo import MimicIvEcho
 from ecgformers.datasets_scripts.music import Music
 from ecgformers.datasets_scripts.ptb_xl import PtbXl
 from ecgformers.datasets_scripts.rows import patient_split, row_to_record
-from ecgformers.datasets_scripts.tasks import TASKS, labels
+from ecgformers.evaluation.tasks import TASKS, labels
 
 
 class Built:

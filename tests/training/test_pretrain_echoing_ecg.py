@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ecgformers.datasets_scripts.rows import row_to_record
+from ecgformers.evaluation import zero_shot_value
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.training import loop, pretrain_echoing_ecg, zero_shot_value
+from ecgformers.training import loop, pretrain_echoing_ecg
 from ecgformers.training.loading import epoch_batches
 from ecgformers.training.mixing import batch_order, mix_batches
 from ecgformers.training.pretrain_echoing_ecg import EchoingEcgSettings, lead_statistics
