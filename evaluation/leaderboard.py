@@ -1,6 +1,6 @@
 """Models x evaluations from one YAML file, run where a result is missing, and a leaderboard of all.
 
-    python -m ecgformers.evaluation.leaderboard --config benchmark.yaml --output results
+    python -m ecgformers.evaluation.leaderboard --config leaderboard.yaml --output results
 
     models:
       melp-tiny: models/melp-tiny             # a folder, a name on the Hub, or MODULE:FACTORY (see encoders.py)

@@ -31,7 +31,7 @@ LABEL_LETTERS = 24
 
 
 def leaderboard_figure(lines: Sequence[Mapping[str, Any]]) -> "Figure":
-    """A figure of some lines of a leaderboard, see `benchmark.figures_of`; figures without a value are left out."""
+    """A figure of some lines of a leaderboard, see `leaderboard.figures_of`; figures without a value are left out."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

@@ -135,8 +135,8 @@ def test_a_leaderboard_of_what_there_is(folders, tmp_path):
             for recipe in ("zero_shot", "retrieval")
         },
     }
-    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
-    lines = leaderboard.main(["--config", str(tmp_path / "benchmark.yaml"), "--output", str(tmp_path / "results")])
+    (tmp_path / "leaderboard.yaml").write_text(yaml.safe_dump(config))
+    lines = leaderboard.main(["--config", str(tmp_path / "leaderboard.yaml"), "--output", str(tmp_path / "results")])
     assert {line["value"] for line in lines if line["evaluation"] == "zero_shot"} == {None}
     text = (tmp_path / "results" / "leaderboard.md").read_text()
     assert "nan" not in text.lower() and "| model | – |" in text

@@ -29,7 +29,7 @@ def config(tmp_path) -> Path:
             "patients": {"recipe": "retrieval", "data": "small", "models": {"both": {"resamples": 5}}},
         },
     }
-    path = tmp_path / "benchmark.yaml"
+    path = tmp_path / "leaderboard.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
@@ -68,7 +68,7 @@ def test_a_matrix_of_models_and_evaluations(config, tmp_path, monkeypatch):
     assert sorted(run) == sorted(failed + changed)
 
 
-def test_a_benchmark_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
+def test_a_leaderboard_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
     command = ["--config", str(config), "--output", str(tmp_path / "results")]
     probe = linear_probe.main
 
