@@ -13,8 +13,7 @@ from typing import Any
 from ecgformers.datasets_scripts.digital_ecg import wfdb_comments
 from ecgformers.datasets_scripts.ecg_builder import EcgBuilder, EcgConfig, LeftOut, option
 from ecgformers.datasets_scripts.rows import statements
-from ecgformers.datasets_scripts.tables import number, sex_name
-from ecgformers.evaluation.tasks import read_split_tables
+from ecgformers.datasets_scripts.tables import number, read_split_tables, sex_name
 
 SPLIT_TABLES = {"train": "*train.csv", "validation": "*val.csv", "test": "*test.csv"}
 

@@ -6,6 +6,7 @@ import gzip
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def read_table(path: Path, columns: Iterable[str], delimiter: str = ",") -> Iterator[dict[str, str]]:
@@ -69,3 +70,31 @@ def likelihoods(text: str) -> dict[str, float]:
         return {str(code): float(likelihood) for code, likelihood in ast.literal_eval(text).items()}
     except (SyntaxError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{text!r} does not give statements their likelihoods: {error}") from error
+
+
+def read_split_tables(**tables: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Split tables as published with MERL and MELP, one CSV a split: `read_split_tables(train=..., test=...)`.
+
+    A record's id is its `filename`, or the stem of its `ecg_path`; `diagnose` (CSN) holds its statements; classes are
+    0/1 columns.  Empty lines are skipped (one of the published tables begins with one).
+
+    Returns:
+        record id -> row with `record_id`, `split`, `statements` (CSN) and the table's columns.
+
+    Raises:
+        ValueError: a table without such an id column, or a record that stands in two places.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for split, path in tables.items():
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(line for line in file if line.strip()):
+                if not {"filename", "ecg_path"} & row.keys():
+                    raise ValueError(f"{path}: it has neither a column filename nor ecg_path to know records by")
+                record_id = row.get("filename") or Path(row["ecg_path"]).stem
+                if record_id in rows:
+                    raise ValueError(f"{path}: record {record_id} is already in split {rows[record_id]['split']}")
+                rows[record_id] = {**row, "record_id": record_id, "split": split}
+                rows[record_id].pop("scp_codes", None)  # empty in all of them
+                if row.get("diagnose"):
+                    rows[record_id]["statements"] = row["diagnose"].split(",")
+    return rows

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ecgformers.evaluation.tables import RESEARCH_USE, provenance, run, write_json
+from ecgformers.evaluation.options import run
+from ecgformers.evaluation.tables import RESEARCH_USE, provenance, write_json
 from ecgformers.metrics.bootstrap import Weighted, paired_bootstrap
 from ecgformers.metrics.ranking import Metric, auroc, average_precision, macro
 

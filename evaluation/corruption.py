@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ecgformers.datasets_scripts.preparing import record_rng
 from ecgformers.modeling.record_ecg import EcgRecord
-from ecgformers.training.loading import record_rng
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import row_to_record
-from ecgformers.evaluation.tables import RecordData
+from ecgformers.evaluation.records import RecordData
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.modeling.record_ecg import EcgRecord
 from ecgformers.training.settings import is_factory

@@ -14,8 +14,10 @@ import numpy as np
 
 from ecgformers.evaluation.encoders import encode_records, load_with_random
 from ecgformers.evaluation.linear_probe import add_prior
+from ecgformers.evaluation.options import argument_parser, at_least_one, run
 from ecgformers.evaluation.probing import fit_probes
-from ecgformers.evaluation.tables import ClassificationTable, TaskData, argument_parser, at_least_one, load_task, run
+from ecgformers.evaluation.records import TaskData, load_task
+from ecgformers.evaluation.tables import ClassificationTable
 
 
 def main(arguments: list[str] | None = None) -> ClassificationTable:

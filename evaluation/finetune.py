@@ -35,10 +35,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from ecgformers.datasets_scripts.preparing import ECG_COLUMNS, Augmentation, prepare
 from ecgformers.evaluation.linear_probe import add_prior, draw_shares, note_unseen
-from ecgformers.evaluation.tables import ClassificationTable, TaskData, argument_parser, load_task, percent, run
+from ecgformers.evaluation.options import argument_parser, percent, run
+from ecgformers.evaluation.records import TaskData, load_task
+from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.metrics.ranking import auroc, best_thresholds, macro
-from ecgformers.training.loading import ECG_COLUMNS, Augmentation, prepare
 
 MAX_POSITIVE_WEIGHT = 20.0
 

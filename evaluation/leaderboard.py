@@ -32,7 +32,8 @@ from typing import Any
 import yaml
 
 from ecgformers.evaluation.leaderboard_figure import leaderboard_figure
-from ecgformers.evaluation.tables import RESEARCH_USE, run, write_json
+from ecgformers.evaluation.options import run
+from ecgformers.evaluation.tables import RESEARCH_USE, write_json
 from ecgformers.metrics.summary import format_figure
 
 RECIPES = ("zero_shot", "linear_probe", "few_shot", "finetune", "transfer", "retrieval", "report_generation")

@@ -19,16 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ecgformers.evaluation.encoders import encode_records, load_with_random
+from ecgformers.evaluation.options import argument_parser, at_least_one, percent, run
 from ecgformers.evaluation.probing import LinearProbe, choose_probe, cross_validated_probe
-from ecgformers.evaluation.tables import (
-    ClassificationTable,
-    TaskData,
-    argument_parser,
-    at_least_one,
-    load_task,
-    percent,
-    run,
-)
+from ecgformers.evaluation.records import TaskData, load_task
+from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.metrics.ranking import best_thresholds
 
 

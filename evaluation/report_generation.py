@@ -22,7 +22,9 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.evaluation.encoders import leave_out_refused, quality_warnings_together
-from ecgformers.evaluation.tables import RecordData, Table, argument_parser, at_least_one, load_records, run
+from ecgformers.evaluation.options import argument_parser, at_least_one, run
+from ecgformers.evaluation.records import RecordData, load_records
+from ecgformers.evaluation.tables import Table
 from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.metrics.text_overlap import bleu, most_frequent_text, rouge_l

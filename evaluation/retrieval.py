@@ -20,15 +20,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from scipy.special import binom
 from torch.nn import functional as F
 from transformers import AutoProcessor
 
+from ecgformers.datasets_scripts.echo_gaussians import read_gaussians
 from ecgformers.evaluation.encoders import EcgEncoder, HubEncoder, encode_records, load_with_random, with_random
-from ecgformers.evaluation.tables import RecordData, Table, argument_parser, load_records, run
-from ecgformers.evaluation.zero_shot import embed_texts, embedding_names, similarity
+from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.records import RecordData, load_records
+from ecgformers.evaluation.scoring import embed_texts, embedding_names, similarity
+from ecgformers.evaluation.tables import Table
 from ecgformers.metrics.retrieval import equal_texts, match_ranks
 from ecgformers.metrics.summary import mean_summary
 
@@ -111,15 +113,6 @@ def find_echo_studies(table: Table, data: RecordData, encoder: EcgEncoder):
         add_row(table, name, "ECG of an echo study", match_ranks(similarities.T, matches.T), data.rows[first])
     add_chance(table, "echo study of an ECG", matches, data.rows)
     add_chance(table, "ECG of an echo study", matches.T, data.rows[first])
-
-
-def read_gaussians(path: Path, dim: int) -> dict[str, np.ndarray]:
-    """The means and log-variances of echo studies, side by side: study -> (2 * dim,)."""
-    table = pq.read_table(path, columns=["study_id", "echo_embeds", "echo_logvar"])
-    parts = [np.array(table[name].to_pylist(), np.float32) for name in ("echo_embeds", "echo_logvar")]
-    if parts[0].shape[1:] != (dim,):
-        raise ValueError(f"{path}: echo_embeds are {parts[0].shape[1:]}, the model's embeddings ({dim},)")
-    return dict(zip(table["study_id"].to_pylist(), np.concatenate(parts, axis=1), strict=True))
 
 
 def find_patients(table: Table, data: RecordData, encoders: Mapping[str, EcgEncoder]):

@@ -1,11 +1,10 @@
 """The evaluation tasks: which classes, which labels a row carries, which split it belongs to, which texts describe it.
 
-    from ecgformers.evaluation.tasks import TASKS, labels, prompts, splits
+    from ecgformers.evaluation.tasks import TASKS, labels, prompts
 
     task = TASKS["ptbxl_super"]
     rows = dataset.remove_columns("signal")     # any iterable of mappings
     targets, takes_part = labels(rows, task)    # (n, classes) float32, (n,) bool
-    split = splits(rows, task)                  # (n,) "train", "validation", "test" or ""
     texts = prompts(task, language=("en", "de"))
 
 Tasks over ECG statements read a row's `statements` or `scp_codes`, or 0/1 columns named after classes or statements
@@ -15,7 +14,6 @@ Tasks over ECG statements read a row's `statements` or `scp_codes`, or 0/1 colum
 
 from __future__ import annotations
 
-import csv
 import math
 import operator
 import warnings
@@ -181,7 +179,7 @@ class Task:
     - `labelled_only`: records without any of the classes take no part.
     - `relation`, `limits`: "<", ">" or ">=", and the limit for male and female patients in the measurement's unit.
     - `contrast`: the complementary class of a binary task: it has prompts, but no column among the labels.
-    - `split`: "folds" (PTB-XL's `fold`), "tables" (see `read_split_tables`) or "row" (the row's `split`).
+    - `split`: "folds" (PTB-XL's `fold`), "tables" (those published with MERL and MELP) or "row" (the row's `split`).
     """
 
     name: str
@@ -280,10 +278,6 @@ _TASKS = (
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 
-FOLDS: dict[str, dict[str, Iterable[int]]] = {
-    "1-8/9/10": {"train": range(1, 9), "validation": (9,), "test": (10,)},
-    "1-7/8/9": {"train": range(1, 8), "validation": (8,), "test": (9,)},  # where fold 10 is not at hand
-}
 _RELATIONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge}
 _BINARY = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
 
@@ -391,63 +385,6 @@ def _measured_label(row: Row, task: Task, record: str, slips: list[str]) -> floa
     male, female = task.limits
     limit = male if male == female else {"male": male, "female": female}.get(row.get("sex") or "", math.nan)
     return math.nan if math.isnan(limit) else float(_RELATIONS[task.relation](max(values), limit))
-
-
-def splits(
-    rows: Iterable[Row], task: Task, tables: Mapping[str, Row] | None = None, folds: str = "1-8/9/10"
-) -> np.ndarray:
-    """The split of every row under the task's rule, as (n,) strings; "" where the rule gives the row to none.
-
-    Args:
-        tables: split tables as `read_split_tables` gives them, for tasks with `split="tables"`.
-        folds: the rule over PTB-XL's folds (train/validation/test), one of `FOLDS`.
-
-    Raises:
-        ValueError: the task needs tables and none are given, or a row says nothing about its fold or split.
-    """
-    if task.split == "tables":
-        if tables is None:
-            raise ValueError(
-                f"{task.name} is split by tables, one a split: give tables=read_split_tables(train=..., ...), or "
-                "--split-table train=CSV ... where that is an option"
-            )
-        return np.array([tables.get(row["record_id"], {}).get("split", "") for row in rows], dtype=str)
-    key = "fold" if task.split == "folds" else "split"
-    by_fold = {fold: split for split, numbers in FOLDS[folds].items() for fold in numbers}
-    found = []
-    for index, row in enumerate(rows):
-        if row.get(key) in (None, ""):
-            raise ValueError(f"record {row.get('record_id', index)}: it has no {key}, and {task.name} is split by it")
-        found.append(by_fold.get(int(row[key]), "") if task.split == "folds" else row[key])
-    return np.array(found, dtype=str)
-
-
-def read_split_tables(**tables: str | PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Split tables as published with MERL and MELP, one CSV a split: `read_split_tables(train=..., test=...)`.
-
-    A record's id is its `filename`, or the stem of its `ecg_path`; `diagnose` (CSN) holds its statements; classes are
-    0/1 columns.  Empty lines are skipped (one of the published tables begins with one).
-
-    Returns:
-        record id -> row with `record_id`, `split`, `statements` (CSN) and the table's columns: `labels` takes these.
-
-    Raises:
-        ValueError: a table without such an id column, or a record that stands in two places.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for split, path in tables.items():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(line for line in file if line.strip()):
-                if not {"filename", "ecg_path"} & row.keys():
-                    raise ValueError(f"{path}: it has neither a column filename nor ecg_path to know records by")
-                record_id = row.get("filename") or Path(row["ecg_path"]).stem
-                if record_id in rows:
-                    raise ValueError(f"{path}: record {record_id} is already in split {rows[record_id]['split']}")
-                rows[record_id] = {**row, "record_id": record_id, "split": split}
-                rows[record_id].pop("scp_codes", None)  # empty in all of them
-                if row.get("diagnose"):
-                    rows[record_id]["statements"] = row["diagnose"].split(",")
-    return rows
 
 
 def prompts(

@@ -18,7 +18,9 @@ import numpy as np
 
 from ecgformers.evaluation.encoders import encode_records, load_with_random
 from ecgformers.evaluation.linear_probe import fit_probe, note_unseen
-from ecgformers.evaluation.tables import ClassificationTable, TaskData, argument_parser, load_task, run
+from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.records import TaskData, load_task
+from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.evaluation.tasks import TASKS
 
 

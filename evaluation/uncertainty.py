@@ -37,11 +37,13 @@ from transformers import AutoModel, AutoProcessor
 
 from ecgformers.evaluation.corruption import CorruptedExtractor, Corruption
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, extract_features, with_random
+from ecgformers.evaluation.options import argument_parser, at_least_one, run
 from ecgformers.evaluation.probing import fit_probes
-from ecgformers.evaluation.tables import Table, TaskData, argument_parser, at_least_one, load_task, run
+from ecgformers.evaluation.records import TaskData, load_task
+from ecgformers.evaluation.scoring import embedding_names, zero_shot_scores
+from ecgformers.evaluation.tables import Table
 from ecgformers.evaluation.tasks import TASKS, Task, prompts
 from ecgformers.evaluation.uncertainty_figures import reliability_figure, risk_coverage_figure, uncertainty_figure
-from ecgformers.evaluation.zero_shot import embedding_names, zero_shot_scores
 from ecgformers.evaluation.zero_shot_value import (
     add_prompt_options,
     embed_prompts,

@@ -22,9 +22,11 @@ from scipy.stats import spearmanr
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, with_random
-from ecgformers.evaluation.tables import Table, TaskData, argument_parser, load_records, run
+from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.records import TaskData, load_records
+from ecgformers.evaluation.scoring import ECGS_A_BATCH, TEXTS_A_BATCH, embed_texts, embedding_names, similarity
+from ecgformers.evaluation.tables import Table
 from ecgformers.evaluation.tasks import LANGUAGES, TASKS, ejection_fraction_prompts, labels
-from ecgformers.evaluation.zero_shot import ECGS_A_BATCH, TEXTS_A_BATCH, embed_texts, embedding_names, similarity
 from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.decisions import balanced_accuracy
 from ecgformers.metrics.summary import as_figure, mean_summary

@@ -12,21 +12,12 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
+from ecgformers.datasets_scripts.preparing import ECG_COLUMNS, Augmentation, ecg_batches, prepare
+from ecgformers.evaluation.scoring import zero_shot_auroc
 from ecgformers.evaluation.tasks import TASKS, labels, prompts
-from ecgformers.evaluation.zero_shot import zero_shot_auroc
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
-from ecgformers.training.loading import (
-    ECG_COLUMNS,
-    Augmentation,
-    EcgTextCollator,
-    clean_report,
-    ecg_batches,
-    keep_rows,
-    load_split,
-    prepare,
-    training_batches,
-)
+from ecgformers.training.loading import EcgTextCollator, clean_report, keep_rows, load_split, training_batches
 from ecgformers.training.loop import LoopSettings, save_with, train
 from ecgformers.training.mixing import Batches, mix_batches
 from ecgformers.training.settings import is_missing_folder

@@ -16,17 +16,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from ecgformers.datasets_scripts.preparing import Augmentation, prepare
 from ecgformers.modeling.configuration_melp import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
-from ecgformers.training.loading import (
-    Augmentation,
-    EcgHalvesCollator,
-    epoch_batches,
-    load_split,
-    prepare,
-    training_batches,
-)
+from ecgformers.training.loading import EcgHalvesCollator, epoch_batches, load_split, training_batches
 from ecgformers.training.loop import LoopSettings, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
 

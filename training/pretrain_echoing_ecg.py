@@ -21,8 +21,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
+from ecgformers.datasets_scripts.echo_gaussians import read_gaussians
 from ecgformers.datasets_scripts.rows import row_to_record
-from ecgformers.evaluation.retrieval import read_gaussians
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
 from ecgformers.modeling.convert_echoing_ecg_checkpoint import PROMPT_TEMPLATE
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor

@@ -27,8 +27,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ecgformers.datasets_scripts.preparing import stable_hash
 from ecgformers.modeling.tokenization_melp import SPECIAL_TOKENS, as_report_tokenizer
-from ecgformers.training.loading import clean_report, map_batches, stable_hash
+from ecgformers.training.loading import clean_report, map_batches
 from ecgformers.training.loop import LoopSettings, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
 

@@ -10,7 +10,8 @@ from small_evaluation import CLASSES, evaluation_rows, label_of, write_melp, wri
 
 from ecgformers.evaluation import report_generation, retrieval, zero_shot
 from ecgformers.evaluation.compare import Result, main
-from ecgformers.evaluation.tables import ClassificationTable, load_task
+from ecgformers.evaluation.records import load_task
+from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.metrics.ranking import auroc, macro
 
 

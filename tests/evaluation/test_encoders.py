@@ -27,7 +27,7 @@ from ecgformers.evaluation.encoders import (
     load_encoder,
     with_random,
 )
-from ecgformers.evaluation.tables import load_records
+from ecgformers.evaluation.records import load_records
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 
 

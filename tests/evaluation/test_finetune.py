@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.evaluation.finetune import BalancedLoss, main, parameter_groups
-from ecgformers.evaluation.tables import load_task
+from ecgformers.evaluation.records import load_task
 
 
 @pytest.fixture(scope="module")

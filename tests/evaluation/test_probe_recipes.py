@@ -9,7 +9,7 @@ import pytest
 from small_evaluation import MeanAndSpread, evaluation_rows, label_of, write_melp_encoder, write_rows
 
 from ecgformers.evaluation import few_shot, linear_probe, transfer
-from ecgformers.evaluation.tables import load_task
+from ecgformers.evaluation.records import load_task
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_evaluation import CLASSES, evaluation_rows, label_of, write_rows
 
-from ecgformers.evaluation.tables import (
-    ClassificationTable,
-    argument_parser,
-    fold_rule,
-    load_records,
-    load_task,
-    run,
-)
+from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.records import load_records, load_task
+from ecgformers.evaluation.splits import fold_rule
+from ecgformers.evaluation.tables import ClassificationTable
 
 
 @pytest.fixture(scope="module")

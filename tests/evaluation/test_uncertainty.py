@@ -14,7 +14,7 @@ from tiny_melp import tiny_tokenizer
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.evaluation import zero_shot_value
 from ecgformers.evaluation.corruption import CorruptedExtractor, Corruption
-from ecgformers.evaluation.tables import load_task
+from ecgformers.evaluation.records import load_task
 from ecgformers.evaluation.uncertainty import (
     calibrated,
     conformal_trial,

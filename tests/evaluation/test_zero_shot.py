@@ -9,9 +9,10 @@ from small_evaluation import CLASSES, evaluation_rows, write_echoing_ecg, write_
 from transformers import AutoModel, AutoProcessor
 
 from ecgformers.datasets_scripts.rows import row_to_record
-from ecgformers.evaluation.tables import load_task
+from ecgformers.evaluation.records import load_task
+from ecgformers.evaluation.scoring import embed_texts, embedding_names, similarity, zero_shot_auroc
 from ecgformers.evaluation.tasks import TASKS, prompts
-from ecgformers.evaluation.zero_shot import embed_texts, embedding_names, main, similarity, zero_shot_auroc
+from ecgformers.evaluation.zero_shot import main
 from ecgformers.metrics.ranking import auroc, macro
 from ecgformers.modeling.pipelines_ecg import prompt_scores
 
@@ -57,7 +58,7 @@ def test_many_texts_and_ecgs_go_in_batches(tmp_path, monkeypatch):
     folder = write_melp(tmp_path)
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     expected = embed_texts(model, processor, PROMPTS)
-    monkeypatch.setattr("ecgformers.evaluation.zero_shot.TEXTS_A_BATCH", 3)
+    monkeypatch.setattr("ecgformers.evaluation.scoring.TEXTS_A_BATCH", 3)
     torch.testing.assert_close(embed_texts(model, processor, PROMPTS), expected, atol=1e-5, rtol=0)
 
 

@@ -10,18 +10,11 @@ from datasets import Dataset, load_dataset
 from synthetic import write_dataset
 from torch.utils.data import DataLoader
 
+from ecgformers.datasets_scripts.preparing import Augmentation, prepare, stream
 from ecgformers.datasets_scripts.rows import row_features, row_to_record
 from ecgformers.modeling.configuration_melp import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.training.loading import (
-    Augmentation,
-    EcgHalvesCollator,
-    keep_rows,
-    load_split,
-    prepare,
-    stream,
-    streamed_batches,
-)
+from ecgformers.training.loading import EcgHalvesCollator, keep_rows, load_split, streamed_batches
 
 EXTRACTOR = EcgFeatureExtractor(sampling_rate=100, num_samples=300, normalization="min_max")
 

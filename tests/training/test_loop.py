@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from ecgformers.datasets_scripts.preparing import Augmentation, record_rng
 from ecgformers.modeling.losses_ecg import contrastive_loss
 from ecgformers.training import diagnostics, loop
 from ecgformers.training.diagnostics import CollapseError, CollapseWatch, check_gather, embedding_spread
-from ecgformers.training.loading import Augmentation, clean_report, crop_report, epoch_batches, map_batches, record_rng
+from ecgformers.training.loading import clean_report, crop_report, epoch_batches, map_batches
 from ecgformers.training.loop import (
     LoopSettings,
     NonFiniteError,

@@ -11,24 +11,22 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ecgformers.evaluation.zero_shot import embed_prepared, similarity
-from ecgformers.training.alignment import AlignmentSettings, Source
-from ecgformers.training.loading import (
+from ecgformers.datasets_scripts.preparing import (
     ECG_COLUMNS,
     Augmentation,
     ecg_batches,
-    keep_rows,
-    load_split,
     prepare,
     record_rng,
     stable_hash,
-    training_batches,
 )
+from ecgformers.evaluation.scoring import embed_prepared, similarity
+from ecgformers.training.alignment import AlignmentSettings, Source
+from ecgformers.training.loading import keep_rows, load_split, training_batches
 
 
 @dataclass
 class EcgEchoCollator:
-    """Rows -> recordings, augmented, and the Gaussians of their echo studies (see `retrieval.read_gaussians`)."""
+    """Rows -> recordings, augmented, and the Gaussians of their echo studies (see `echo_gaussians`)."""
 
     gaussians: Mapping[str, np.ndarray]
     sampling_rate: float

@@ -1,0 +1,97 @@
+"""Scores of ECGs by texts: all that a training loop needs to see how far zero-shot classification has come.
+
+texts = prompts(task)                                       # class -> texts, see `tasks`
+ecg, text = embed_prepared(model, batches), embed_texts(model, processor, texts)
+scores = zero_shot_scores(model, ecg, text, texts)          # (ECGs, classes)
+figure = zero_shot_auroc(model, processor, batches, targets, texts)     # the same and their macro AUROC
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ecgformers.datasets_scripts.preparing import ECG_COLUMNS
+from ecgformers.metrics.ranking import auroc, macro
+from ecgformers.modeling.losses_ecg import pairwise_distance
+from ecgformers.modeling.pipelines_ecg import prompt_scores
+
+TEXTS_A_BATCH, ECGS_A_BATCH = 64, 1024
+
+
+def embedding_names(model: Any) -> tuple[str, ...]:
+    """The outputs of the ECG tower that texts are compared with; the text tower's are named alike."""
+    return ("ecg_embeds", "ecg_logvar") if model.config.model_type == "echoing_ecg" else ("ecg_embeds",)
+
+
+@torch.no_grad()
+def embed_texts(model: Any, processor: Any, texts: Mapping[str, list[str]]) -> torch.Tensor:
+    """The embeddings of all prompts, class by class: (prompts, features)."""
+    names = [name.replace("ecg", "text") for name in embedding_names(model)]
+    prompts_of_all = [text for class_texts in texts.values() for text in class_texts]
+    features = []
+    for start in range(0, len(prompts_of_all), TEXTS_A_BATCH):
+        inputs = processor(text=prompts_of_all[start : start + TEXTS_A_BATCH], return_tensors="pt")
+        output = model.get_text_features(**inputs.to(model.device))
+        features.append(torch.cat([output[name] for name in names], dim=-1).float().cpu())
+    return torch.cat(features)
+
+
+def similarity(model: Any, ecg: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """(ECGs, texts): minus the distance where embeddings are Gaussians, the cosine otherwise."""
+    if len(embedding_names(model)) == 2:
+        ecg_mean, ecg_logvar = ecg.chunk(2, dim=-1)
+        text_mean, text_logvar = text.chunk(2, dim=-1)
+        return -pairwise_distance(ecg_mean, ecg_logvar, text_mean, text_logvar, model.config.distance)
+    return ecg @ text.T
+
+
+def zero_shot_scores(model: Any, ecg: torch.Tensor, text: torch.Tensor, texts: Mapping[str, list[str]]) -> np.ndarray:
+    """Scores (n, classes): mean similarity with each class's prompts.
+
+    Args:
+        ecg: (n, features), the outputs `embedding_names(model)` side by side.
+        text: (prompts, features), from `embed_texts`.
+        texts: the prompts of every class.
+    """
+    counts = [len(class_texts) for class_texts in texts.values()]
+    chunks = ecg.split(ECGS_A_BATCH)
+    return torch.cat([prompt_scores(similarity(model, chunk, text), counts) for chunk in chunks]).double().numpy()
+
+
+@torch.no_grad()
+def embed_prepared(model: Any, batches: Iterable[Mapping[str, Any]]) -> torch.Tensor:
+    """The outputs `embedding_names(model)` of prepared ECGs, side by side: (ECGs, features)."""
+    features = []
+    for batch in batches:
+        inputs = {name: batch[name].to(model.device) for name in ECG_COLUMNS if name in batch}
+        output = model.get_ecg_features(**inputs)
+        features.append(torch.cat([output[name] for name in embedding_names(model)], dim=-1).float().cpu())
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def zero_shot_auroc(
+    model: Any,
+    processor: Any,
+    batches: Iterable[Mapping[str, Any]],
+    targets: np.ndarray,
+    texts: Mapping[str, list[str]],
+) -> float:
+    """Macro AUROC of zero-shot scores, cheap enough for several times an epoch; the model keeps its mode.
+
+    Args:
+        batches: prepared inputs of the validation records (`input_values`, `lead_mask`, `sample_mask`; anything else
+            in them is ignored), in order.
+        targets: (n, classes) of 0 and 1, in that order.
+        texts: prompts of every class, in the order of `targets`; see `evaluation.tasks.prompts`.
+
+    Returns:
+        NaN if no class has both positives and negatives.
+    """
+    was_training = model.training
+    model.eval()
+    scores = zero_shot_scores(model, embed_prepared(model, batches), embed_texts(model, processor, texts), texts)
+    model.train(was_training)
+    return float(macro(auroc(targets, scores)))
