@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 from tqdm.auto import tqdm
 
 PHYSIONET = "https://physionet.org/files"
@@ -25,10 +25,10 @@ def fetch(url: str, folder: Path, wanted: Callable[[str], bool], connections: in
         FetchError: the server refuses, or a file is not the one announced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with httpx.Client(follow_redirects=True, timeout=60) as client:
+    with httpx2.Client(follow_redirects=True, timeout=60) as client:
         try:
             (folder / SUMS).write_bytes(client.get(f"{url}/{SUMS}").raise_for_status().content)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise FetchError(f"{url}/{SUMS}: {error}") from error
         files = [(digest, name) for digest, name in _announced(folder / SUMS) if wanted(name)]
         with ThreadPoolExecutor(connections) as pool:
@@ -50,20 +50,20 @@ def _announced(sums: Path) -> Iterator[tuple[str, str]]:
         yield digest.lower(), name
 
 
-def _fetch_file(client: httpx.Client, url: str, path: Path, digest: str) -> None:
+def _fetch_file(client: httpx2.Client, url: str, path: Path, digest: str) -> None:
     part = path.with_name(f"{path.name}.part")
     if not _is(path, digest) and not _is(part, digest):
         path.parent.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
         try:
             with client.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
-                if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                if response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
                     part.unlink()  # as long as the file already, and not that file
                 response.raise_for_status()
-                with part.open("ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as file:
+                with part.open("ab" if response.status_code == httpx2.codes.PARTIAL_CONTENT else "wb") as file:
                     for block in response.iter_bytes():
                         file.write(block)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise FetchError(f"{url}: {error}; run it again, it goes on where it stopped") from error
         if not _is(part, digest):
             part.unlink()
