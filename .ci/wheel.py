@@ -1,4 +1,4 @@
-"""Whether an installed ecgformers works where nothing else is: run by the Python of an environment with the wheel alone.
+"""Whether ecgformers works where nothing but its wheel is installed: run it with that environment's Python.
 
     VENV/bin/python .ci/wheel.py
 
@@ -50,7 +50,7 @@ def write_recordings(folder: Path) -> None:
     rng = np.random.default_rng(0)
     with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["file", "patient", "fold", "report", "statements"])
+        table.writerow(["path", "patient", "fold", "report", "statement"])
         for number in range(30):
             np.save(folder / f"{number}.npy", rng.normal(0, 0.1, (12, 1000)))
             fold, statement = 8 + number % 3, STATEMENTS[number % len(STATEMENTS)]
@@ -65,17 +65,17 @@ def main() -> None:
         helps = [pool.submit(failure, module, "--help") for module in names.values()]
         write_recordings(work / "ecgs")
         save_file(tiny_echo_clip.open_clip_layout(tiny_echo_clip.tiny_model()), work / "echo.safetensors")
-        leads = ["--lead-names", "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6", "--sampling-rate", 100, "--units", "mV"]
-        columns = ["--path-column", "file", "--patient-column", "patient", "--statement-column", "statements"]
-        folds = ["--fold-column", "fold", "--validation-folds", 9, "--test-folds", 10, "--report-column", "report"]
-        model, evaluated = ROOT / "model_cards" / "melp-tiny-ptb-xl", ["--task", "ptbxl_super", "--folds", "8/9/10"]
+        read = ["--lead-names", "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6", "--sampling-rate", 100, "--units", "mV"]
+        columns = [f"--{name}-column={name}" for name in ("path", "patient", "fold", "report", "statement")]
+        splits = ["--validation-folds", 9, "--test-folds", 10]
+        model, task = ROOT / "model_cards" / "melp-tiny-ptb-xl", ["--task", "ptbxl_super", "--folds", "8/9/10"]
         runs = [
-            ["ecg_folder", "build", "--data-dir", "ecgs", "--table", "table.csv", "--output", "data", *leads, *columns]
-            + folds,
-            ["zero_shot", "--model", model, "--data", "data", "--output", "results", *evaluated],
+            ["ecg_folder", "build", "--data-dir", "ecgs", "--table", "table.csv", "--output", "data"],
+            ["zero_shot", "--model", model, "--data", "data", "--output", "results", *task],
             ["convert_echo_clip_checkpoint", "--checkpoint", "echo.safetensors", "--output", "echo"],
             ["demo", "--models", ROOT / "model_cards", "--output", "demo"],
         ]
+        runs[0] += [*read, *columns, *splits]
         failures = [failure(names[name], *arguments) for name, *arguments in runs]
         failures += [each.result() for each in helps]
         missing = [f"{pattern} is not written" for pattern in WRITTEN if not any(work.glob(pattern))]

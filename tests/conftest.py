@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start: sums in one order, equal to the bit
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ecgformers-tests-")  # the user's own caches stay as they are
+os.environ["HF_HUB_OFFLINE"] = "1"  # as a user may have it: no test needs a network, `hub` below is on this machine
 
 import huggingface_hub.constants
 import pytest
@@ -51,6 +52,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
             "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_CACHE": str(tmp_path_factory.mktemp("hub_cache")),
             "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
         }
         for name, value in settings.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)

@@ -40,6 +40,7 @@ class LoopbackHub:
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.environment = {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": "hf_loopback", "HF_HUB_DISABLE_XET": "1"}
+        self.environment |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
 
     def files(self, kind: str, name: str, revision: str = "main") -> Files:
         return self.repos[kind, name].revision(revision)[1]

@@ -1,5 +1,7 @@
 """Every saved model folder works by itself: with its code where ecgformers is not installed, and without the
-`trust_remote_code` flag where it is; the numbers are the same to the last bit."""
+`trust_remote_code` flag where it is; reloaded, the numbers are the same to the last bit.
+
+(In memory, where tensors lie at other addresses, another kernel may run: the last digits differ on some CPUs.)"""
 
 import json
 import os
@@ -127,19 +129,21 @@ def test_without_ecgformers_the_numbers_are_the_same(folders, model_class):
     here, alone = (load_file(folders / model_class.__name__ / f"{name}.safetensors") for name in ("here", "alone"))
     assert here.keys() == alone.keys() and here
     for name in here:
-        assert torch.equal(here[name], alone[name]), name
+        torch.testing.assert_close(alone[name], here[name], rtol=1e-6, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("model_class", CASES, ids=lambda c: c.__name__)
 def test_with_ecgformers_no_flag_is_needed(folders, model_class):
-    auto_class, _, inputs = CASES[model_class]
+    auto_class = CASES[model_class][0]
     folder = folders / model_class.__name__
+    inputs = load_file(folder / "inputs.safetensors")
+    assert (folder / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     for where in (folder, folder / "again"):  # the second was saved by the process without ecgformers
         model = getattr(transformers, auto_class).from_pretrained(where).eval()
         assert type(model) is model_class
         with torch.no_grad():
             outputs = tensors_of(model(**inputs))
-        for name, expected in load_file(folder / "here.safetensors").items():
+        for name, expected in load_file(folder / "alone.safetensors").items():
             assert torch.equal(outputs[name], expected), name
 
 

@@ -82,10 +82,13 @@ def test_pushed_and_loaded_by_name(hub: LoopbackHub, tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for repo in REPOS:
-        for where in ("transformers_modules", "ecgformers"):
-            loaded = load_file(tmp_path / f"{where}-{repo.replace('/', '-')}.safetensors")
-            for name, tensor in expected[repo].items():
-                assert torch.equal(loaded[name], tensor), (repo, where, name)
+        alone, installed = (
+            load_file(tmp_path / f"{where}-{repo.replace('/', '-')}.safetensors")
+            for where in ("transformers_modules", "ecgformers")
+        )
+        for name, tensor in expected[repo].items():
+            assert torch.equal(alone[name], installed[name]), (repo, name)
+            torch.testing.assert_close(installed[name], tensor, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("repo", REPOS)
