@@ -72,7 +72,7 @@ def main() -> None:
         runs = [
             ["ecg_folder", "build", "--data-dir", "ecgs", "--table", "table.csv", "--output", "data"],
             ["zero_shot", "--model", model, "--data", "data", "--output", "results", *task],
-            ["convert_echo_clip_checkpoint", "--checkpoint", "echo.safetensors", "--output", "echo"],
+            ["echo_clip", "--checkpoint", "echo.safetensors", "--output", "echo"],
             ["demo", "--models", ROOT / "model_cards", "--output", "demo"],
         ]
         runs[0] += [*read, *columns, *splits]

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 from ecgformers.datasets_scripts.echo_gaussians import read_gaussians
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
-from ecgformers.modeling.convert_echoing_ecg_checkpoint import PROMPT_TEMPLATE
+from ecgformers.modeling.converting.echoing_ecg import PROMPT_TEMPLATE
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.processing_ecg import EcgProcessor

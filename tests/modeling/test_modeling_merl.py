@@ -8,8 +8,8 @@ from tiny_merl import ENCODERS, GOLDEN, ecg_samples, golden_outputs, tiny_config
 from transformers import AutoModel
 
 from ecgformers.modeling.configuration_merl import MerlConfig
-from ecgformers.modeling.convert_merl_checkpoint import convert
-from ecgformers.modeling.convert_merl_checkpoint import main as convert_main
+from ecgformers.modeling.converting.merl import convert
+from ecgformers.modeling.converting.merl import main as convert_main
 from ecgformers.modeling.losses_ecg import contrastive_loss
 from ecgformers.modeling.modeling_merl import MerlModel
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from ecgformers.modeling.convert_echo_clip_checkpoint import main as convert_echo_clip
+from ecgformers.modeling.converting.echo_clip import main as convert_echo_clip
 from ecgformers.modeling.zero_shot_echo import zero_shot_score, zero_shot_value
 
 close = torch.testing.assert_close

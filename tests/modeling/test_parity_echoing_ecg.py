@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from ecgformers.modeling.convert_echoing_ecg_checkpoint import main as convert
+from ecgformers.modeling.converting.echoing_ecg import main as convert
 from ecgformers.modeling.losses_ecg import pairwise_distance
 from ecgformers.modeling.modeling_echoing_ecg import study_gaussian
 from ecgformers.modeling.pooling_ecg import GeneralizedPooling

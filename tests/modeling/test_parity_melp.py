@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSpeechSeq2Seq, AutoProcessor, BertTokenizer
 
-from ecgformers.modeling.convert_melp_checkpoint import main as convert_melp
+from ecgformers.modeling.converting.melp import main as convert_melp
 from ecgformers.modeling.losses_ecg import beat_alignment_loss
 
 ACTIVATION = {"atol": 2e-4, "rtol": 0}

@@ -12,8 +12,8 @@ from test_parity_melp import measured, reference_weights
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from ecgformers.modeling.checkpoint_ecg import KeyTable, rename_keys
-from ecgformers.modeling.convert_merl_checkpoint import main as convert
+from ecgformers.modeling.converting.checkpoint import KeyTable, rename_keys
+from ecgformers.modeling.converting.merl import main as convert
 from ecgformers.modeling.pooling_ecg import AttentionalPooler, AttentionPool
 
 ACTIVATION, UNIT_NORM, GRADIENT = 2e-4, 5e-6, 1e-5

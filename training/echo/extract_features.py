@@ -309,7 +309,7 @@ def _write_output(journal: Path, offsets: list[int], output: Path, dim: int, run
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of an EchoClipModel (convert_echo_clip_checkpoint)")
+    parser.add_argument("--model", required=True, help="folder of an EchoClipModel (modeling.converting.echo_clip)")
     parser.add_argument("--studies", type=Path, required=True, help="CSV with a line a file, or a folder")
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--data-dir", type=Path, help="what a CSV's paths are relative to (default: its folder)")

@@ -9,7 +9,7 @@ from tiny import ecg_batch, fill
 from tiny_melp import tiny_config, tiny_ecg_config, tiny_resnet_config, tiny_tokenizer
 from transformers import AutoModel, AutoProcessor
 
-from ecgformers.modeling.convert_melp_checkpoint import MELP_LEADS, convert, main
+from ecgformers.modeling.converting.melp import MELP_LEADS, convert, main
 from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgModel
 

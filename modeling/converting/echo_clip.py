@@ -1,6 +1,6 @@
 """Turn EchoCLIP's open_clip checkpoint into a folder that `AutoModel.from_pretrained` loads.
 
-    python -m ecgformers.modeling.convert_echo_clip_checkpoint --checkpoint FILE --output DIR [--tokenizer DIR]
+    python -m ecgformers.modeling.converting.echo_clip --checkpoint FILE --output DIR [--tokenizer DIR]
 
 FILE is `open_clip_pytorch_model.bin`, a `.pt` of open_clip's training or `.safetensors`: any open_clip model with a
 ConvNeXt image tower and CLIP's own text tower.  Sizes are read off the tensors; the number of attention heads is not
@@ -16,9 +16,17 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
-from .checkpoint_ecg import KeyTable, count, fill_model, load_checkpoint, print_summary, rename_keys, size
-from .configuration_echo_clip import EchoClipConfig
-from .modeling_echo_clip import EchoClipModel
+from ecgformers.modeling.configuration_echo_clip import EchoClipConfig
+from ecgformers.modeling.converting.checkpoint import (
+    KeyTable,
+    count,
+    fill_model,
+    load_checkpoint,
+    print_summary,
+    rename_keys,
+    size,
+)
+from ecgformers.modeling.modeling_echo_clip import EchoClipModel
 
 _STAGE, _THEIR_STAGE = r"vision_model.encoder.stages.\1", r"visual\.trunk\.stages\.(\d+)"
 _LAYER, _THEIR_LAYER = r"text_model.encoder.layers.\1", r"transformer\.resblocks\.(\d+)"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
-from ecgformers.modeling.convert_echo_clip_checkpoint import convert, main
+from ecgformers.modeling.converting.echo_clip import convert, main
 
 
 def save_training_checkpoint(weights: dict[str, torch.Tensor], path: Path):

@@ -1,6 +1,6 @@
 """Turn the EchoingECG files of the authors into a folder that `AutoModel.from_pretrained` loads.
 
-    python -m ecgformers.modeling.convert_echoing_ecg_checkpoint --checkpoint FILE --output DIR
+    python -m ecgformers.modeling.converting.echoing_ecg --checkpoint FILE --output DIR
         (--scaler FILE | --no-scaler) [--tokenizer DIR]
 
 The model wants leads standardised with the 12 means and scales that come with the weights: `--scaler` names that file.
@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from .checkpoint_ecg import (
+from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
+from ecgformers.modeling.converting.checkpoint import (
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
@@ -32,12 +33,11 @@ from .checkpoint_ecg import (
     size,
     with_prefix,
 )
-from .configuration_echoing_ecg import EchoingEcgConfig
-from .feature_extraction_ecg import EcgFeatureExtractor
-from .leads_ecg import STANDARD_LEADS
-from .modeling_echoing_ecg import EchoingEcgModel
-from .processing_ecg import EcgProcessor
-from .scaler_ecg import read_standard_scaler
+from ecgformers.modeling.converting.scaler import read_standard_scaler
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.leads_ecg import STANDARD_LEADS
+from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
+from ecgformers.modeling.processing_ecg import EcgProcessor
 
 PROMPT_TEMPLATE = "Given the data for ECG. The corresponding ECG report is : {text}\n\n."
 

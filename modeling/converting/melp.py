@@ -1,6 +1,6 @@
 """Turn a MELP checkpoint of the authors into a folder that `AutoModel.from_pretrained` loads.
 
-    python -m ecgformers.modeling.convert_melp_checkpoint --checkpoint FILE --output DIR [--tokenizer DIR]
+    python -m ecgformers.modeling.converting.melp --checkpoint FILE --output DIR [--tokenizer DIR]
 
 It takes the published safetensors file (ECG tower, `MelpEcgModel`; a ResNet in the place of wav2vec 2.0 too), a full
 Lightning checkpoint (`MelpModel`) and a checkpoint of the ECG pretraining stage (`MelpEcgForPreTraining`).  Sizes are
@@ -18,7 +18,8 @@ import torch
 from transformers import AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
-from .checkpoint_ecg import (
+from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.converting.checkpoint import (
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
@@ -33,13 +34,12 @@ from .checkpoint_ecg import (
     size,
     with_prefix,
 )
-from .configuration_melp import MelpConfig, MelpEcgConfig
-from .feature_extraction_ecg import EcgFeatureExtractor
-from .leads_ecg import MELP_LEADS
-from .modeling_melp import MelpModel
-from .modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgModel
-from .processing_ecg import EcgProcessor
-from .tokenization_melp import as_report_tokenizer, special_token_settings
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.leads_ecg import MELP_LEADS
+from ecgformers.modeling.modeling_melp import MelpModel
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgModel
+from ecgformers.modeling.processing_ecg import EcgProcessor
+from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
 
 _ENCODER: KeyTable = [
     (r"ecg_encoder\.mask_emb", r"encoder.mask_embedding"),

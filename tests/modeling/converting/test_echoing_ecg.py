@@ -18,12 +18,12 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ecgformers.modeling.convert_echoing_ecg_checkpoint import convert, main
+from ecgformers.modeling.converting.echoing_ecg import convert, main
+from ecgformers.modeling.converting.scaler import read_standard_scaler
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
-from ecgformers.modeling.scaler_ecg import read_standard_scaler
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "given", "sinus", "rhythm", ":", "."]
 

@@ -1,6 +1,6 @@
 """Turn a MERL checkpoint of the authors into a folder that `AutoModel.from_pretrained` loads.
 
-    python -m ecgformers.modeling.convert_merl_checkpoint --checkpoint FILE --output DIR [--tokenizer DIR]
+    python -m ecgformers.modeling.converting.merl --checkpoint FILE --output DIR [--tokenizer DIR]
 
 It takes a whole model, with a ResNet or a ViT for ECGs.  Sizes are read off the tensors; the numbers of attention
 heads are not in them, and follow the published models (64 channels a head; 4 heads in the ResNet's pooling) unless
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from .checkpoint_ecg import (
+from ecgformers.modeling.configuration_merl import MerlConfig
+from ecgformers.modeling.converting.checkpoint import (
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
@@ -31,11 +32,10 @@ from .checkpoint_ecg import (
     size,
     with_prefix,
 )
-from .configuration_merl import MerlConfig
-from .feature_extraction_ecg import EcgFeatureExtractor
-from .leads_ecg import MELP_LEADS
-from .modeling_merl import MerlModel
-from .processing_ecg import EcgProcessor
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.leads_ecg import MELP_LEADS
+from ecgformers.modeling.modeling_merl import MerlModel
+from ecgformers.modeling.processing_ecg import EcgProcessor
 
 _LAYER, _THEIR_LAYER = r"ecg_model.layers.\1", r"ecg_encoder\.block(\d+)"
 _KEYS: KeyTable = [

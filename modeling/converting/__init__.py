@@ -1,0 +1,1 @@
+"""Checkpoints of the authors -> our folders; nothing here travels to a Hub repo."""
