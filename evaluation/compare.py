@@ -1,6 +1,6 @@
 """The difference of two results on the same records, with its interval and p value: a paired bootstrap by patient.
 
-    python -m ecgformers.evaluation.compare FIRST.json SECOND.json --output results
+    python -m ecgformers.evaluation.compare FIRST.json SECOND.json [--output results]
         [--rows "METHOD, PROTOCOL" "METHOD, PROTOCOL"]
 
 FIRST and SECOND are results of the evaluation commands, with the files NAME.npz that these write beside them.  The
@@ -10,10 +10,8 @@ its random encoder (FIRST and SECOND may be the same file).  Both are resampled 
 For research use; not a medical device.
 """
 
-import argparse
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from ecgformers.evaluation.options import run
-from ecgformers.evaluation.tables import RESEARCH_USE, provenance, write_json
+from ecgformers.evaluation.options import CompareOptions, short_name
+from ecgformers.evaluation.tables import RESEARCH_USE, provenance, read_json, write_json
 from ecgformers.metrics.bootstrap import Weighted, paired_bootstrap
 from ecgformers.metrics.ranking import Metric, auroc, average_precision, macro
+from ecgformers.options import parse, run_command
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> "Result":
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         with np.load(path.with_suffix(".npz")) as file:
             arrays = dict(file)
         about = {name: arrays.pop(name, None) for name in ("names", "record_ids", "patients", "targets")}
@@ -55,7 +54,7 @@ class Result:
 
     @property
     def model(self) -> str:
-        return Path(self.content["model"]).name
+        return short_name(self.content["model"])
 
     @property
     def name(self) -> str:
@@ -68,15 +67,7 @@ class Result:
         return Result(self.content, rows, self.names, self.record_ids[which], self.patients[which], targets)
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", type=Path, help="a result, NAME.json")
-    parser.add_argument("second", type=Path, help="what it is compared with")
-    parser.add_argument("--output", type=Path, required=True, help="the folder of results")
-    parser.add_argument("--rows", nargs=2, metavar=("FIRST", "SECOND"), help='rows to compare, "METHOD, PROTOCOL"')
-    parser.add_argument("--resamples", type=int, default=1000, help="of the patients")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+def run(options: CompareOptions) -> list[dict[str, Any]]:
     first, second = Result.load(options.first), Result.load(options.second)
     pairs = [tuple(options.rows)] if options.rows else shared_rows(first, second)
     for result, names in zip((first, second), zip(*pairs, strict=True), strict=True):
@@ -133,9 +124,7 @@ def same_records(first: Result, second: Result) -> tuple[Result, Result, list[st
     return first, second, notes if max(counts) > len(ids) else []
 
 
-def compare(
-    first: Result, second: Result, pair: tuple[str, str], options: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def compare(first: Result, second: Result, pair: tuple[str, str], options: CompareOptions) -> Iterator[dict[str, Any]]:
     """The differences first - second of every figure of two rows, as they stand in the JSON file."""
     values = first.rows[pair[0]], second.rows[pair[1]]
     if first.targets is None:
@@ -188,23 +177,23 @@ def mean_figures(values: np.ndarray, names: list[str]) -> dict[str, Weighted]:
     return {name: partial(mean, index) for index, name in enumerate(names)}
 
 
-def write(
-    first: Result, second: Result, differences: list[dict[str, Any]], notes: list[str], options: argparse.Namespace
-):
-    """Write compare_MODEL_MODEL_RESULT.json and .md, and print the latter."""
+def write(first: Result, second: Result, differences: list[dict[str, Any]], notes: list[str], options: CompareOptions):
+    """Print the table, and write compare_MODEL_MODEL_RESULT.json and .md where there is a folder for them."""
     name = "_".join(["compare", first.model, second.model, *dict.fromkeys((first.name, second.name))])
     if len({(row["first"], row["second"]) for row in differences}) < len(differences):
         notes = [*notes, "p values are of one comparison each: among many, some are small by chance"]
     models = {"first": str(options.first), "second": str(options.second)}
-    write_json(options.output / f"{name}.json", {**models, "rows": differences, "notes": notes, **provenance(options)})
     lines = [f"### {first.content['model']} compared with {second.content['model']}", ""]
     heading = ("first", "second", "figure", "value of first", "value of second", "difference", "p", "records")
     lines += [f"| {' | '.join(heading)} |", f"|{' --- |' * len(heading)}"]
     lines += [markdown(row) for row in differences]
     lines += ["", f"In %; in brackets 95 % intervals by patient, of the difference. {RESEARCH_USE}"]
     text = "\n".join([*lines, *(f"- {note}" for note in notes), ""])
-    (options.output / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
+    if options.output is not None:
+        result = {**models, "rows": differences, "notes": notes, **provenance(options)}
+        write_json(options.output / f"{name}.json", result)
+        (options.output / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def markdown(row: Mapping[str, Any]) -> str:
@@ -219,5 +208,9 @@ def markdown(row: Mapping[str, Any]) -> str:
     return f"| {' | '.join([*cells, str(row['records'])])} |"
 
 
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    return run(parse(CompareOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

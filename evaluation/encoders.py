@@ -17,7 +17,6 @@ An outside model takes part as `--model MODULE:FACTORY`, where FACTORY() gives a
             ...
 """
 
-import argparse
 import hashlib
 import json
 import warnings
@@ -36,10 +35,10 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import row_to_record
+from ecgformers.evaluation.options import EvaluationOptions, FeatureOptions, is_factory
 from ecgformers.evaluation.records import RecordData
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.modeling.record_ecg import EcgRecord
-from ecgformers.training.settings import is_factory
 
 RANDOM = "random encoder"
 
@@ -116,10 +115,10 @@ def load_encoder(name: str, device: str | None = None, outputs: Sequence[str] = 
     return HubEncoder.from_pretrained(name, device, outputs)
 
 
-def load_with_random(options: argparse.Namespace) -> dict[str, EcgEncoder]:
+def load_with_random(options: FeatureOptions) -> dict[str, EcgEncoder]:
     """The encoder that the options of a probe name, and its baseline."""
     encoder = load_encoder(options.model, options.device, options.features)
-    return with_random(encoder, Path(options.model).name, options.seed)
+    return with_random(encoder, options.model_name, options.seed)
 
 
 def with_random(encoder: Encoder, name: str, seed: int) -> dict[str, Encoder]:
@@ -129,7 +128,7 @@ def with_random(encoder: Encoder, name: str, seed: int) -> dict[str, Encoder]:
 
 
 def encode_records(
-    encoders: Mapping[str, EcgEncoder], data: Records, options: argparse.Namespace
+    encoders: Mapping[str, EcgEncoder], data: Records, options: EvaluationOptions
 ) -> tuple[Records, dict[str, np.ndarray], list[str]]:
     """The features (n, features) of every encoder for the records that none of them refuses.
 
@@ -139,8 +138,9 @@ def encode_records(
     features: dict[str, np.ndarray] = {}
     refused: dict[int, str] = {}
     for name, encoder in encoders.items():
-        cache = options.cache or options.output / "features"
-        features[name], refusals = extract_features(encoder, data.ecgs, data.rows, cache, options.batch_size)
+        features[name], refusals = extract_features(
+            encoder, data.ecgs, data.rows, options.features_folder, options.batch_size
+        )
         refused |= refusals
     notes = []
     if RANDOM not in encoders:

@@ -10,22 +10,20 @@ choose it by.  Figures are means over the seeds; the encoder with random weights
 For research use; not a medical device.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ecgformers.evaluation.encoders import encode_records, load_with_random
 from ecgformers.evaluation.linear_probe import add_prior
-from ecgformers.evaluation.options import argument_parser, at_least_one, run
+from ecgformers.evaluation.options import FewShotOptions
 from ecgformers.evaluation.probing import fit_probes
 from ecgformers.evaluation.records import TaskData, load_task
 from ecgformers.evaluation.tables import ClassificationTable
+from ecgformers.options import parse, run_command
 
 
-def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__, features=True)
-    parser.add_argument("--shots", type=at_least_one, nargs="+", default=[1, 4, 16, 64], help="records of every class")
-    parser.add_argument("--seeds", type=at_least_one, default=5, help="draws")
-    parser.add_argument("--penalty", type=float, default=0.1, help="on the squared weights, see probing.py")
-    options = parser.parse_args(arguments)
+def run(options: FewShotOptions) -> ClassificationTable:
     data = load_task(options.data, options.task, options.folds, options.split_table)
     encoders = load_with_random(options)
     data, features, notes = encode_records(encoders, data, options)
@@ -58,5 +56,9 @@ def draw_shots(data: TaskData, shots: int, seed: int) -> np.ndarray:
     return np.unique(np.concatenate([order[positive > 0][:shots] for positive in data.targets[order].T]))
 
 
+def main(arguments: Sequence[str] | None = None) -> ClassificationTable:
+    return run(parse(FewShotOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

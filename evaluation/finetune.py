@@ -5,19 +5,20 @@
         [--head-learning-rate 1e-2] [--balance] [--lora 8]
 
 The epoch with the best macro AUROC on the validation split (part of the training patients, where the rule has none:
-`--folds 1-8//9`) is kept in OUTPUT/finetune_TASK, a folder that AutoModelForSequenceClassification loads, and training
-stops when `--patience` epochs brought nothing better.  Layers near the input learn more slowly: by `--layer-decay` for
-each layer below the head.  The head learns faster than all of them: as long as it is random it spoils the layers below
-(Kumar et al. 2022, "Fine-tuning can distort pretrained features").  `--balance` weights the positives of rare classes
-up.  Beside it the same network trained alike from random weights (`--skip-random` leaves that out), and the prior.
+`--folds 1-8//9`) is kept in OUTPUT/finetune_TASK_MODEL, a folder that AutoModelForSequenceClassification loads, and
+training stops when `--patience` epochs brought nothing better.  Layers near the input learn more slowly: by
+`--layer-decay` for each layer below the head.  The head learns faster than all of them: as long as it is random it
+spoils the layers below (Kumar et al. 2022, "Fine-tuning can distort pretrained features").  `--balance` weights the
+positives of rare classes up.  Beside it the same network trained alike from random weights (`--skip-random` leaves
+that out), and the prior.
 `accelerate launch -m ecgformers.evaluation.finetune ...` uses several GPUs.
 
 For research use; not a medical device.
 """
 
-import argparse
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,38 +38,22 @@ from transformers import (
 
 from ecgformers.datasets_scripts.preparing import ECG_COLUMNS, Augmentation, prepare
 from ecgformers.evaluation.linear_probe import add_prior, draw_shares, note_unseen
-from ecgformers.evaluation.options import argument_parser, percent, run
+from ecgformers.evaluation.options import FinetuneOptions
 from ecgformers.evaluation.records import TaskData, load_task
 from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.metrics.ranking import auroc, best_thresholds, macro
+from ecgformers.options import parse, run_command
 
 MAX_POSITIVE_WEIGHT = 20.0
 
 
-def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--share", type=percent, default=100, help="of the training labels, in %%")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the encoder; see --layer-decay")
-    parser.add_argument("--head-learning-rate", type=float, default=1e-2)
-    parser.add_argument("--layer-decay", type=float, default=0.8, help="1: the same rate in all layers")
-    parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--patience", type=int, default=5, help="epochs without a better one before training stops")
-    parser.add_argument("--balance", action="store_true", help="weight the positives of rare classes up")
-    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank (needs peft)")
-    parser.add_argument("--lead-drop", type=float, default=0.1, help="probability that training leaves out a lead")
-    parser.add_argument("--shift", type=float, default=1.0, help="largest random shift in training, seconds")
-    parser.add_argument("--bf16", action="store_true", help="mixed precision")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that load batches")
-    parser.add_argument("--skip-random", action="store_true", help="no second training from random weights")
-    options = parser.parse_args(arguments)
-
+def run(options: FinetuneOptions) -> ClassificationTable:
     data = load_task(options.data, options.task, options.folds, options.split_table).with_validation()
     extractor = AutoFeatureExtractor.from_pretrained(options.model)
-    prepared = prepare(data.ecgs, extractor, options.cache or options.output / "features")
+    prepared = prepare(data.ecgs, extractor, options.features_folder)
     data, rows = with_prepared_rows(data, prepared["record_id"])
 
-    draw = draw_shares(data, options.share, argparse.Namespace(seed=options.seed, seeds=1))[0]
+    draw = draw_shares(data, options.share, options.seed, 1)[0]
     augmentation = Augmentation(lead_drop=options.lead_drop, shift=options.shift)
     validation, evaluated = data.splits == "validation", data.splits == options.split
     ecgs = prepared.select_columns(list(ECG_COLUMNS))
@@ -83,7 +68,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
         label2id={name: index for index, name in classes.items()},
         problem_type="multi_label_classification",
     )
-    name = Path(options.model).name
+    name = options.model_name
     torch.manual_seed(options.seed)  # of the head
     models = {name: AutoModelForSequenceClassification.from_pretrained(options.model, config=config)}
     if not options.skip_random:
@@ -93,7 +78,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     table = ClassificationTable("finetune", options, data.part(options.split))
     protocol = f"fine-tuned, {options.share:g} % of labels" + (f", LoRA {options.lora}" if options.lora else "")
     for method, model in models.items():
-        folder = options.output / f"finetune_{data.task.name}{'' if method == name else '_random'}"
+        folder = options.output / f"{table.name}{'' if method == name else '_random'}"
         trainer = make_trainer(model, train_set, validation_set, options, folder)
         trainer.train()
         trainer.compute_metrics = None  # they are for validation: test records may have no class with both labels
@@ -149,7 +134,7 @@ def make_trainer(
     model: PreTrainedModel,
     train_set: LabelledEcgs,
     validation_set: LabelledEcgs,
-    options: argparse.Namespace,
+    options: FinetuneOptions,
     folder: Path,
 ) -> Trainer:
     """A Trainer that keeps the epoch with the best macro AUROC on the validation set."""
@@ -266,5 +251,9 @@ def probabilities(trainer: Trainer, dataset: LabelledEcgs) -> np.ndarray:
     return torch.from_numpy(logits).double().sigmoid().numpy()
 
 
+def main(arguments: Sequence[str] | None = None) -> ClassificationTable:
+    return run(parse(FinetuneOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -19,12 +19,11 @@ option that the recipe does not have) is named in the leaderboard, the rest goes
 For research use; not a medical device.
 """
 
-import argparse
 import csv
 import importlib
-import json
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,10 @@ from typing import Any
 import yaml
 
 from ecgformers.evaluation.leaderboard_figure import leaderboard_figure
-from ecgformers.evaluation.options import run
-from ecgformers.evaluation.tables import RESEARCH_USE, write_json
+from ecgformers.evaluation.options import LeaderboardOptions, short_name
+from ecgformers.evaluation.tables import RESEARCH_USE, read_json, write_json
 from ecgformers.metrics.summary import format_figure
+from ecgformers.options import parse, run_command
 
 RECIPES = ("zero_shot", "linear_probe", "few_shot", "finetune", "transfer", "retrieval", "report_generation")
 COLUMNS = ("evaluation", "task", "protocol", "method", "figure", "value", "low", "high", "records", "command")
@@ -56,36 +56,56 @@ class Cell:
         return "/".join(filter(None, (self.model, self.evaluation, self.task)))
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+def run(options: LeaderboardOptions) -> list[dict[str, Any]]:
+    config = read_config(options.config)
     cells = list(read_cells(config, options.output))
     record = options.output / "done.json"
-    done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    done = read_json(record) if record.exists() else {}
     for number, cell in enumerate(cells, 1):
         state = [list(cell.arguments), newest_change(config["models"][cell.model])]
         outcome = done.get(cell.name, {})
-        if "result" in outcome and outcome["state"] == state:
+        if outcome.get("state") == state and (options.output / outcome.get("result", "none")).is_file():
             continue
         print(f"{number} of {len(cells)}: {cell.name}", flush=True)
         done[cell.name] = {"state": state, **evaluate(cell)}
         write_json(record, done)
         write_leaderboard(options.output, cells, done)
-    return write_leaderboard(options.output, cells, done)
+    lines = write_leaderboard(options.output, cells, done)
+    if not lines:
+        raise ValueError(f"no evaluation has a result: {options.output / 'leaderboard.md'} says why")
+    return lines
+
+
+def read_config(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The sections of the YAML file.
+
+    Raises:
+        ValueError: it is no YAML, lacks a section, or has a name that cannot be a folder's.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    sections = config if isinstance(config, dict) else {}
+    missing = [name for name in ("models", "data", "evaluations") if not isinstance(sections.get(name) or None, dict)]
+    if missing:
+        raise ValueError(f"the configuration {path} lacks {', '.join(missing)}, each a mapping of names")
+    for section in ("models", "evaluations"):
+        for name in sections[section]:
+            if not re.fullmatch(r"\w[\w .+-]*", str(name)):
+                raise ValueError(f"{path}: {section}: {name!r} shall name a folder: letters, digits, . _ + - only")
+    for name, evaluation in sections["evaluations"].items():
+        if not isinstance(evaluation, dict):
+            raise ValueError(f"{path}: evaluation {name} is not a mapping with recipe and data")
+    return sections
 
 
 def read_cells(config: Mapping[str, Any], output: Path) -> Iterator[Cell]:
     """Every evaluation of every model and task.
 
     Raises:
-        ValueError: the file lacks a section, or an evaluation names a recipe or data that do not exist.
+        ValueError: an evaluation names a recipe, data or models that do not exist.
     """
-    missing = [name for name in ("models", "data", "evaluations") if not config.get(name)]
-    if missing:
-        raise ValueError(f"the configuration lacks {', '.join(missing)}")
     for name, evaluation in config["evaluations"].items():
         recipe, data = evaluation.get("recipe"), evaluation.get("data")
         if recipe not in RECIPES:
@@ -142,7 +162,7 @@ def write_leaderboard(output: Path, cells: list[Cell], done: Mapping[str, Mappin
         if "failure" in outcome:
             failures.append(f"- {cell.name}: {outcome['failure']}")
         if "result" in outcome:
-            lines += figures_of(cell, json.loads((output / outcome["result"]).read_text(encoding="utf-8")))
+            lines += figures_of(cell, read_json(output / outcome["result"]))
     with (output / "leaderboard.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
@@ -162,7 +182,7 @@ def write_leaderboard(output: Path, cells: list[Cell], done: Mapping[str, Mappin
 def figures_of(cell: Cell, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The headline figure of every row of a result; baselines that depend on the model carry its name."""
     heading = next(heading for heading, key in result["columns"].items() if key == result["headline"])
-    own = Path(result["model"]).name
+    own = short_name(result["model"])
     for row in result["rows"]:
         method = cell.model if row["method"] == own else row["method"]
         is_random = method.startswith("random")
@@ -198,5 +218,9 @@ def matrix(lines: list[dict[str, Any]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    return run(parse(LeaderboardOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

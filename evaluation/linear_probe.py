@@ -13,24 +13,20 @@ with random weights, and the share of positives in training as everybody's proba
 For research use; not a medical device.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
 
 from ecgformers.evaluation.encoders import encode_records, load_with_random
-from ecgformers.evaluation.options import argument_parser, at_least_one, percent, run
+from ecgformers.evaluation.options import LinearProbeOptions
 from ecgformers.evaluation.probing import LinearProbe, choose_probe, cross_validated_probe
 from ecgformers.evaluation.records import TaskData, load_task
 from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.metrics.ranking import best_thresholds
+from ecgformers.options import parse, run_command
 
 
-def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__, features=True)
-    parser.add_argument("--shares", type=percent, nargs="+", default=[1, 10, 100], help="of training labels, in %%")
-    parser.add_argument("--seeds", type=at_least_one, default=3, help="draws of each share below 100 %%")
-    options = parser.parse_args(arguments)
+def run(options: LinearProbeOptions) -> ClassificationTable:
     data = load_task(options.data, options.task, options.folds, options.split_table)
     encoders = load_with_random(options)
     data, features, notes = encode_records(encoders, data, options)
@@ -38,7 +34,7 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     table = ClassificationTable("linear_probe", options, data.part(options.split))
     table.notes += notes
     for share in options.shares:
-        draws = draw_shares(data, share, options)
+        draws = draw_shares(data, share, options.seed, options.seeds)
         runs = f"{len(draws)} draws of " if len(draws) > 1 else ""
         for name, each in features.items():
             probe_records(table, data, each, name, f"probe, {runs}{share:g} % of labels", draws)
@@ -47,11 +43,11 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     return table
 
 
-def draw_shares(data: TaskData, share: float, options: argparse.Namespace) -> list[np.ndarray]:
+def draw_shares(data: TaskData, share: float, seed: int, draws: int) -> list[np.ndarray]:
     """For every seed the indices of the training records whose labels may be used; a single draw for 100 %."""
     training = data.training
     count = max(1, round(len(training) * share / 100))
-    seeds = range(options.seed, options.seed + (options.seeds if count < len(training) else 1))
+    seeds = range(seed, seed + (draws if count < len(training) else 1))
     return [np.sort(np.random.default_rng(seed).permutation(training)[:count]) for seed in seeds]
 
 
@@ -104,5 +100,9 @@ def add_prior(table: ClassificationTable, data: TaskData):
     table.add("prior", scores, "share of positives in training", are_probabilities=True)
 
 
+def main(arguments: Sequence[str] | None = None) -> ClassificationTable:
+    return run(parse(LinearProbeOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

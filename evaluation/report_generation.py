@@ -5,14 +5,13 @@
 
 Only recordings with a report take part.  The baselines are the most frequent report of the training split for
 everybody, and the same model with random weights.  Words count without case and punctuation.  Every written report
-goes to OUTPUT/report_generation.jsonl, beside the true one.
+goes to OUTPUT/report_generation_MODEL.jsonl, beside the true one.
 
 For research use; not a medical device.
 """
 
-import argparse
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,18 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.evaluation.encoders import leave_out_refused, quality_warnings_together
-from ecgformers.evaluation.options import argument_parser, at_least_one, run
+from ecgformers.evaluation.options import ReportGenerationOptions
 from ecgformers.evaluation.records import RecordData, load_records
 from ecgformers.evaluation.tables import Table
 from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.metrics.text_overlap import bleu, most_frequent_text, rouge_l
+from ecgformers.options import parse, run_command
 
 COLUMNS = {"BLEU-1": "bleu_1", "BLEU-2": "bleu_2", "BLEU-3": "bleu_3", "BLEU-4": "bleu_4", "ROUGE-L": "rouge_l"}
 
 
-def main(arguments: list[str] | None = None) -> Table:
-    parser = argument_parser(__doc__, task=False)
-    parser.add_argument("--limit", type=at_least_one, help="so many recordings of the split, drawn at random")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--num-beams", type=int, default=1)
-    options = parser.parse_args(arguments)
+def run(options: ReportGenerationOptions) -> Table:
     data = load_records(options.data, options.folds)
     has_report = np.array([bool(report.strip()) for report in data.reports], dtype=bool)
     data = data.take(has_report)
@@ -51,7 +46,7 @@ def main(arguments: list[str] | None = None) -> Table:
     test, notes = leave_out_refused(test, processor.feature_extractor)
     torch.manual_seed(options.seed)
     models = {
-        Path(options.model).name: model,
+        options.model_name: model,
         "random model": AutoModelForSpeechSeq2Seq.from_config(model.config),
     }
     frequent = most_frequent_text(training_reports)
@@ -73,7 +68,7 @@ def main(arguments: list[str] | None = None) -> Table:
 
 
 @torch.inference_mode()
-def write_reports(model: Any, processor: Any, data: RecordData, options: argparse.Namespace) -> list[str]:
+def write_reports(model: Any, processor: Any, data: RecordData, options: ReportGenerationOptions) -> list[str]:
     """The model's report of every record."""
     reports: list[str] = []
     with quality_warnings_together(), tqdm(total=len(data), desc="Writing reports", unit=" ECGs", delay=2) as bar:
@@ -86,7 +81,7 @@ def write_reports(model: Any, processor: Any, data: RecordData, options: argpars
     return reports
 
 
-def overlap(texts: list[str], data: RecordData, options: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
+def overlap(texts: list[str], data: RecordData, options: ReportGenerationOptions) -> tuple[dict[str, Any], np.ndarray]:
     """The figures of a row of the table, and ROUGE-L of every record (n, 1)."""
     truth = data.reports
     single = rouge_l(texts, truth)[:, None]
@@ -98,5 +93,9 @@ def overlap(texts: list[str], data: RecordData, options: argparse.Namespace) -> 
     return figures, single
 
 
+def main(arguments: Sequence[str] | None = None) -> Table:
+    return run(parse(ReportGenerationOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -16,8 +16,7 @@ Beside the model the same one with random weights, and chance: the mean over all
 For research use; not a medical device.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,20 +26,18 @@ from transformers import AutoProcessor
 
 from ecgformers.datasets_scripts.echo_gaussians import read_gaussians
 from ecgformers.evaluation.encoders import EcgEncoder, HubEncoder, encode_records, load_with_random, with_random
-from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.options import RetrievalOptions
 from ecgformers.evaluation.records import RecordData, load_records
 from ecgformers.evaluation.scoring import embed_texts, embedding_names, similarity
 from ecgformers.evaluation.tables import Table
 from ecgformers.metrics.retrieval import equal_texts, match_ranks
 from ecgformers.metrics.summary import mean_summary
+from ecgformers.options import parse, run_command
 
 KS = (1, 5, 10)
 
 
-def main(arguments: list[str] | None = None) -> Table:
-    parser = argument_parser(__doc__, task=False, features=True)
-    parser.add_argument("--echo", type=Path, help="Gaussians of echo studies, from training.echo.extract_features")
-    options = parser.parse_args(arguments)
+def run(options: RetrievalOptions) -> Table:
     data = load_records(options.data, options.folds).part(options.split)
     encoders = load_with_random(options)
     columns = {f"recall@{k}": f"recall_at_{k}" for k in KS}
@@ -157,5 +154,9 @@ def add_hits(table: Table, method: str, protocol: str, hits: np.ndarray, rows: n
     table.add_row(method, protocol, figures, values)
 
 
+def main(arguments: Sequence[str] | None = None) -> Table:
+    return run(parse(RetrievalOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -5,7 +5,6 @@ table.add("model", scores, "100 % of labels")
 table.write()
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -22,8 +21,10 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from ecgformers import __version__
+from ecgformers.evaluation.options import EvaluationOptions
 from ecgformers.evaluation.records import RecordData, TaskData
 from ecgformers.metrics.summary import classification_summary, format_figure
+from ecgformers.options import Options
 
 RESEARCH_USE = "For research use; not a medical device."
 
@@ -34,7 +35,7 @@ class Table:
 
     `write` makes `NAME.json` (everything), `NAME.md` (the table), `NAME.npz` (what `compare.py` takes: the values of
     every record) and, for the model's own rows, `.eval_results/NAME.yaml` (what a model card on the Hub shows), NAME
-    being the recipe and its task.
+    being the recipe, its task and the model.
 
     Args:
         recipe, task: what was done, and on which task ("" where there is none).
@@ -45,10 +46,13 @@ class Table:
         values: "METHOD, PROTOCOL" -> values of every record, (n, names) or (runs, n, names); NaN where it takes no
             part.
         names: of these values: the classes that they are scores of, or the figures that are their means.
+
+    Raises:
+        FileExistsError: the folder of results holds one of this name, of another model.
     """
 
     recipe: str
-    options: argparse.Namespace
+    options: EvaluationOptions
     data: RecordData
     columns: Mapping[str, str]
     headline: str
@@ -60,14 +64,23 @@ class Table:
 
     def __post_init__(self):
         self.notes = [*self.data.notes, *self.notes]
+        path = self.options.output / f"{self.name}.json"
+        if path.exists() and (other := read_json(path).get("model")) != self.options.model:
+            raise FileExistsError(
+                f"{path} is the result of {other}, not of {self.options.model}: choose another --output"
+            )
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
         return "_".join(filter(None, (self.recipe, self.task)))
 
     @property
+    def name(self) -> str:
+        return f"{self.title}_{re.sub(r'[^a-zA-Z0-9_.-]+', '-', self.model)}"
+
+    @property
     def model(self) -> str:
-        return Path(self.options.model).name
+        return self.options.model_name
 
     def add_row(self, method: str, protocol: str, figures: Mapping[str, Any], values: np.ndarray):
         """Add the row of a method: the model, or what it is compared with."""
@@ -99,9 +112,9 @@ class Table:
             **provenance(options),
         }
         write_json(options.output / f"{self.name}.json", result)
-        title = ", ".join(filter(None, (self.task, self.recipe.replace("_", " "))))
+        heading = ", ".join(filter(None, (self.task, self.recipe.replace("_", " "))))
         interval = "; in brackets 95 % intervals by patient" if options.resamples else ""
-        lines = [f"### {title}: {self.model} on {options.split}", "", self.markdown(), ""]
+        lines = [f"### {heading}: {self.model} on {options.split}", "", self.markdown(), ""]
         lines += [f"In %{interval}. {RESEARCH_USE}", *(f"- {note}" for note in notes), ""]
         (options.output / f"{self.name}.md").write_text("\n".join(lines), encoding="utf-8")
         np.savez_compressed(options.output / f"{self.name}.npz", **self.arrays())
@@ -128,7 +141,7 @@ class Table:
         entries = [
             EvalResultEntry(
                 dataset_id=dataset_id,
-                task_id="_".join([self.name, *re.findall(r"\w+", row["protocol"])]),
+                task_id="_".join([self.title, *re.findall(r"\w+", row["protocol"])]),
                 value=round(100 * row[self.headline]["value"], 2),
                 date=datetime.now(timezone.utc).date().isoformat(),
                 notes=f"{heading} in %, {row['protocol']}, on {options.split}. {RESEARCH_USE}",
@@ -146,7 +159,7 @@ class ClassificationTable(Table):
 
     data: TaskData
 
-    def __init__(self, recipe: str, options: argparse.Namespace, data: TaskData):
+    def __init__(self, recipe: str, options: EvaluationOptions, data: TaskData):
         columns = {
             "macro AUROC": "auroc_macro",
             "micro AUROC": "auroc_micro",
@@ -172,17 +185,32 @@ class ClassificationTable(Table):
         return {"targets": self.data.targets, **super().arrays()}
 
 
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
+def provenance(options: Options) -> dict[str, Any]:
     """How a result came about: the command, its options, versions and the time."""
     recipe = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"-m {recipe.name}" if recipe is not None else sys.argv[0]
     packages = ("torch", "transformers", "datasets", "numpy")
     return {
         "command": f"python {program} {shlex.join(sys.argv[1:])}".strip(),
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "options": options.as_json(),
         "versions": {"ecgformers": __version__, **{package: version(package) for package in packages}},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file that `write_json` wrote.
+
+    Raises:
+        ValueError: it was cut or changed.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON file ({error}): remove it and make its results anew") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no results: remove it and make them anew")
+    return content
 
 
 def write_json(path: Path, result: dict[str, Any]):

@@ -18,20 +18,13 @@ import numpy as np
 
 from ecgformers.evaluation.encoders import encode_records, load_with_random
 from ecgformers.evaluation.linear_probe import fit_probe, note_unseen
-from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.options import TransferOptions
 from ecgformers.evaluation.records import TaskData, load_task
 from ecgformers.evaluation.tables import ClassificationTable
-from ecgformers.evaluation.tasks import TASKS
+from ecgformers.options import parse, run_command
 
 
-def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__, features=True)
-    parser.add_argument("--test-data", required=True, help="the data set to test on")
-    parser.add_argument("--test-task", required=True, choices=TASKS, metavar="TASK", help="its task")
-    parser.add_argument("--test-folds", help="as --folds, for the test data")
-    parser.add_argument("--test-split-table", nargs="*", default=[], metavar="SPLIT=CSV", help="as --split-table")
-    parser.add_argument("--same", nargs="*", default=[], metavar="TEST=TRAINING", help="classes that mean the same")
-    options = parser.parse_args(arguments)
+def run(options: TransferOptions) -> ClassificationTable:
     source = load_task(options.data, options.task, options.folds, options.split_table)
     target = load_task(options.test_data, options.test_task, options.test_folds, options.test_split_table)
     shared = shared_classes(source, target, options.same)
@@ -41,18 +34,18 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     encoders = load_with_random(options)
     source, features, source_notes = encode_records(encoders, source, options)
     target, test_features, target_notes = encode_records(encoders, target, options)
-    table = ClassificationTable(f"transfer_{options.task}", options, target)
-    training = f"trained on {options.task}: {', '.join(source.notes)}"
+    table = ClassificationTable(f"transfer_{source.task.name}", options, target)
+    training = f"trained on {source.task.name}: {', '.join(source.notes)}"
     table.notes += [training, f"classes: {', '.join(f'{a}={b}' for a, b in shared.items())}"]
     table.notes += dict.fromkeys([*source_notes, *target_notes])
-    protocol = f"probe of {options.task}"
+    protocol = f"probe of {source.task.name}"
     for name in encoders:
         probe, _ = fit_probe(source, features[name], source.training)
         table.add(name, probe(test_features[name]), protocol, are_probabilities=True)
     note_unseen(table, source, protocol, [source.training])
     prior = source.targets[source.training].mean(0)
     scores = np.broadcast_to(prior, target.targets.shape)
-    table.add("prior", scores, f"share of positives in {options.task}", are_probabilities=True)
+    table.add("prior", scores, f"share of positives in {source.task.name}", are_probabilities=True)
     table.write()
     return table
 
@@ -84,5 +77,9 @@ def only_classes(data: TaskData, names: list[str]) -> TaskData:
     return replace(data, task=replace(data.task, classes=tuple(names)), targets=data.targets[:, columns])
 
 
+def main(arguments: Sequence[str] | None = None) -> ClassificationTable:
+    return run(parse(TransferOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

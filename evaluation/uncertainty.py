@@ -23,12 +23,10 @@ always on other patients than those they are given to.  Figures: risk_coverage, 
 For research use; not a medical device.
 """
 
-import argparse
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +35,7 @@ from transformers import AutoModel, AutoProcessor
 
 from ecgformers.evaluation.corruption import CorruptedExtractor, Corruption
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, extract_features, with_random
-from ecgformers.evaluation.options import argument_parser, at_least_one, run
+from ecgformers.evaluation.options import UncertaintyOptions
 from ecgformers.evaluation.probing import fit_probes
 from ecgformers.evaluation.records import TaskData, load_task
 from ecgformers.evaluation.scoring import embedding_names, zero_shot_scores
@@ -45,7 +43,6 @@ from ecgformers.evaluation.tables import Table
 from ecgformers.evaluation.tasks import TASKS, Task, prompts
 from ecgformers.evaluation.uncertainty_figures import reliability_figure, risk_coverage_figure, uncertainty_figure
 from ecgformers.evaluation.zero_shot_value import (
-    add_prompt_options,
     embed_prompts,
     load_ejection_fractions,
     predict_ejection_fractions,
@@ -57,22 +54,14 @@ from ecgformers.metrics.ranking import auroc, macro
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.modeling.modeling_echoing_ecg import uncertainty
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
+from ecgformers.options import parse, run_command
 
 NOISE_DB, DROPPED_LEADS = (20, 10, 5, 0), (1, 3, 6)
 PENALTY = 1e-5  # on the slope of a class's logistic regression
 LIMIT = 40  # % of ejection fraction, as in the task lvef_below_40
 
 
-def main(arguments: list[str] | None = None) -> Table:
-    parser = argument_parser(__doc__)
-    add_prompt_options(parser)
-    parser.add_argument("--coverages", type=float, nargs="+", default=[0.8, 0.9], help="of conformal sets")
-    parser.add_argument("--trials", type=at_least_one, default=20, help="random halves of patients for conformal sets")
-    parser.add_argument(
-        "--corrupted", type=int, default=500, help="records to add noise to and drop leads of; 0: none"
-    )
-    parser.add_argument("--kept-prompts", type=float, default=0.5, help="share of each class's prompts that is kept")
-    options = parser.parse_args(arguments)
+def run(options: UncertaintyOptions) -> Table:
     if options.task == "lvef":
         data = load_ejection_fractions(options.data, options.folds)
     else:
@@ -82,7 +71,7 @@ def main(arguments: list[str] | None = None) -> Table:
     if len(embedding_names(model)) < 2:
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which has no Gaussians")
     encoder = HubEncoder(model, processor.feature_extractor, options.device, embedding_names(model))
-    name = Path(options.model).name
+    name = options.model_name
     encoders = with_random(encoder, name, options.seed)
     data, features, notes = encode_records(encoders, data, options)
 
@@ -123,7 +112,7 @@ def total_variance(features: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def zero_shot_answers(
-    model: Any, processor: Any, task: Task, features: np.ndarray, options: argparse.Namespace, kept: float = 1.0
+    model: Any, processor: Any, task: Task, features: np.ndarray, options: UncertaintyOptions, kept: float = 1.0
 ) -> np.ndarray:
     """Scores (n, classes), or values (n, 1) in %, from means and log-variances of ECGs side by side.
 
@@ -133,7 +122,7 @@ def zero_shot_answers(
     ecg = torch.from_numpy(features)
     if task.kind == "value":
         return predict_ejection_fractions(model, processor, ecg, options)[:, None]
-    texts = prompts(task, tuple(options.language), options.prompts)
+    texts = prompts(task, options.language, options.prompts)
     text = embed_prompts(model, processor, [each for own in texts.values() for each in own], options.teacher)
     if kept < 1:
         text, texts = sure_prompts(text, texts, kept)
@@ -185,7 +174,7 @@ def errors(data: TaskData, predictions: np.ndarray) -> np.ndarray:
     return 1.0 - data.targets[np.arange(len(data)), predictions.argmax(1)]
 
 
-def uncertainty_table(data: TaskData, options: argparse.Namespace) -> Table:
+def uncertainty_table(data: TaskData, options: UncertaintyOptions) -> Table:
     columns = {"error": "error", "balanced accuracy": "balanced_accuracy"}
     if data.task.kind != "value":
         columns |= {"macro AUROC": "auroc_macro", "calibration error": "calibration_error"}
@@ -221,7 +210,7 @@ def part_figures(
     predictions: np.ndarray,
     decisions: np.ndarray,
     values: np.ndarray,
-    options: argparse.Namespace,
+    options: UncertaintyOptions,
 ) -> dict[str, Any]:
     """The figures of some records; `values` (n, 2) are their errors and uncertainties."""
     figures = mean_summary(values[:, :1], ["error"], data.patients, options.resamples, options.seed)
@@ -238,7 +227,7 @@ def part_figures(
     return figures
 
 
-def conformal_table(data: TaskData, answers: np.ndarray, variance: np.ndarray, options: argparse.Namespace) -> Table:
+def conformal_table(data: TaskData, answers: np.ndarray, variance: np.ndarray, options: UncertaintyOptions) -> Table:
     """Coverage and size of sets or intervals on held-out halves of the patients, by the stated coverage."""
     columns = {"coverage": "coverage", "lowest": "lowest", "highest": "highest", "size": "size"}
     table = Table("conformal", options, data, columns, "coverage", ("coverage", "size"), data.task.name)
@@ -288,7 +277,7 @@ def conformal_trial(
 
 
 def corruption_table(
-    data: TaskData, encoder: HubEncoder, options: argparse.Namespace
+    data: TaskData, encoder: HubEncoder, options: UncertaintyOptions
 ) -> tuple[Table, dict[str, np.ndarray]]:
     """The uncertainty of some records as they are, with noise, and with leads left out; and (n,) of each."""
     chosen = np.random.default_rng(options.seed).permutation(len(data))[: options.corrupted]
@@ -296,7 +285,7 @@ def corruption_table(
     kinds = {"as recorded": Corruption()}
     kinds |= {f"noise at {level} dB": Corruption(noise_db=level) for level in NOISE_DB}
     kinds |= {f"leads dropped: {number}": Corruption(dropped_leads=number) for number in DROPPED_LEADS}
-    cache, variances = options.cache or options.output / "features", {}
+    cache, variances = options.features_folder, {}
     for name, corruption in kinds.items():
         extractor = CorruptedExtractor(encoder.feature_extractor, corruption, options.seed)
         corrupted = HubEncoder(encoder.model, extractor, encoder.device, ("ecg_logvar",))
@@ -320,10 +309,10 @@ def draw(
     answers: np.ndarray,
     variance: np.ndarray,
     corrupted: Mapping[str, np.ndarray],
-    options: argparse.Namespace,
+    options: UncertaintyOptions,
 ):
-    """risk_coverage_TASK.png, uncertainty_TASK.png and, for classes, reliability_TASK.png."""
-    task, title = data.task, f"{Path(options.model).name}, {data.task.name}"
+    """risk_coverage_TASK_MODEL.png, uncertainty_TASK_MODEL.png and, for classes, reliability_TASK_MODEL.png."""
+    task, title = data.task, f"{options.model_name}, {data.task.name}"
     predictions = calibrated(data, answers, options.seed)
     error = errors(data, predictions)
     curves = {
@@ -337,8 +326,12 @@ def draw(
     if task.kind != "value":
         figures["reliability"] = reliability_figure(title, data.targets, {"calibrated": predictions})
     for name, figure in figures.items():
-        figure.savefig(options.output / f"{name}_{task.name}.png", dpi=150)
+        figure.savefig(options.output / f"{name}_{task.name}_{options.model_name}.png", dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> Table:
+    return run(parse(UncertaintyOptions, __doc__, arguments))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -8,33 +8,30 @@ Beside it the same model with random weights, and the prior (no text, no ECG: th
 For research use; not a medical device.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, with_random
-from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.options import ZeroShotOptions
 from ecgformers.evaluation.records import load_task
 from ecgformers.evaluation.scoring import embed_texts, embedding_names, zero_shot_scores
 from ecgformers.evaluation.tables import ClassificationTable
-from ecgformers.evaluation.tasks import LANGUAGES, prompts
+from ecgformers.evaluation.tasks import prompts
+from ecgformers.options import parse, run_command
 
 
-def main(arguments: list[str] | None = None) -> ClassificationTable:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--language", nargs="+", default=LANGUAGES, help="of the prompts")
-    parser.add_argument("--prompts", type=Path, help="a YAML file of prompts instead of ours")
-    options = parser.parse_args(arguments)
+def run(options: ZeroShotOptions) -> ClassificationTable:
     data = load_task(options.data, options.task, options.folds, options.split_table)
     test = data.part(options.split)
-    texts = prompts(test.task, tuple(options.language), options.prompts)
+    texts = prompts(test.task, options.language, options.prompts)
     model, processor = AutoModel.from_pretrained(options.model), AutoProcessor.from_pretrained(options.model)
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which has no text tower")
     encoder = HubEncoder(model, processor.feature_extractor, options.device, embedding_names(model))
-    encoders = with_random(encoder, Path(options.model).name, options.seed)
+    encoders = with_random(encoder, options.model_name, options.seed)
     test, features, notes = encode_records(encoders, test, options)
 
     table = ClassificationTable("zero_shot", options, test)
@@ -50,5 +47,9 @@ def main(arguments: list[str] | None = None) -> ClassificationTable:
     return table
 
 
+def main(arguments: Sequence[str] | None = None) -> ClassificationTable:
+    return run(parse(ZeroShotOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -2,7 +2,7 @@
 
     python -m ecgformers.evaluation.zero_shot_value --model DIR --data DIR --output results [--teacher DIR]
 
-Each wording in `evaluation/prompts.yaml` is filled in with 0 to 100 %, the candidates are sorted by similarity,
+Each wording of the task `lvef` is filled in with 0 to 100 %, the candidates are sorted by similarity,
 and of the first fifth the median counts (EchoCLIP's rule, Christensen et al. 2024).  With `--teacher`, an EchoCLIP,
 its text tower reads the prompts: an EchoingECG model trained on its echo embeddings lives in the same space, while the
 model's own text tower has only read reports of ECGs.  Data are those with a measured ejection fraction (`music`,
@@ -11,9 +11,7 @@ model's own text tower has only read reports of ECGs.  Data are those with a mea
 For research use; not a medical device.
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,28 +20,26 @@ from scipy.stats import spearmanr
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, with_random
-from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.options import ZeroShotValueOptions
 from ecgformers.evaluation.records import TaskData, load_records
 from ecgformers.evaluation.scoring import ECGS_A_BATCH, TEXTS_A_BATCH, embed_texts, embedding_names, similarity
 from ecgformers.evaluation.tables import Table
-from ecgformers.evaluation.tasks import LANGUAGES, TASKS, ejection_fraction_prompts, labels
+from ecgformers.evaluation.tasks import TASKS, ejection_fraction_prompts, labels
 from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.decisions import balanced_accuracy
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.modeling.zero_shot_echo import zero_shot_value
+from ecgformers.options import parse, run_command
 
 LIMITS = (40, 50)  # %, of the tasks lvef_below_40 and lvef_below_50
 
 
-def main(arguments: list[str] | None = None) -> Table:
-    parser = argument_parser(__doc__, task=False)
-    add_prompt_options(parser)
-    options = parser.parse_args(arguments)
+def run(options: ZeroShotValueOptions) -> Table:
     data = load_ejection_fractions(options.data, options.folds)
     test = data.part(options.split)
     model, processor = AutoModel.from_pretrained(options.model), AutoProcessor.from_pretrained(options.model)
     encoder = HubEncoder(model, processor.feature_extractor, options.device, embedding_names(model))
-    encoders = with_random(encoder, Path(options.model).name, options.seed)
+    encoders = with_random(encoder, options.model_name, options.seed)
     test, features, notes = encode_records(encoders, test, options)
 
     columns = {"mean absolute error": "absolute_error", "rank correlation": "rank_correlation"}
@@ -60,12 +56,6 @@ def main(arguments: list[str] | None = None) -> Table:
     return table
 
 
-def add_prompt_options(parser: argparse.ArgumentParser):
-    parser.add_argument("--language", nargs="+", default=LANGUAGES, help="of the prompts")
-    parser.add_argument("--prompts", type=Path, help="a YAML file of prompts instead of ours")
-    parser.add_argument("--teacher", help="an EchoCLIP whose text tower reads the prompts, instead of the model's own")
-
-
 def load_ejection_fractions(data: str, folds: str | None = None) -> TaskData:
     """The records whose LVEF is known, with their splits; `targets` (n, 1) in %."""
     records = load_records(data, folds)
@@ -75,10 +65,10 @@ def load_ejection_fractions(data: str, folds: str | None = None) -> TaskData:
 
 
 def predict_ejection_fractions(
-    model: Any, processor: Any, ecg: torch.Tensor, options: argparse.Namespace
+    model: Any, processor: Any, ecg: torch.Tensor, options: ZeroShotValueOptions
 ) -> np.ndarray:
     """(n,) in %, of the outputs `embedding_names(model)` of n ECGs side by side."""
-    templates = ejection_fraction_prompts(tuple(options.language), options.prompts)
+    templates = ejection_fraction_prompts(options.language, options.prompts)
     text = embed_prompts(model, processor, [text for template in templates for text in template], options.teacher)
     values = list(range(101)) * len(templates)
     chunks = ecg.split(ECGS_A_BATCH)
@@ -124,5 +114,9 @@ def add_row(table: Table, data: TaskData, method: str, protocol: str, prediction
     table.add_row(method, protocol, figures, errors)
 
 
+def main(arguments: Sequence[str] | None = None) -> Table:
+    return run(parse(ZeroShotValueOptions, __doc__, arguments))
+
+
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

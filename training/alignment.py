@@ -17,10 +17,10 @@ from ecgformers.evaluation.scoring import zero_shot_auroc
 from ecgformers.evaluation.tasks import TASKS, labels, prompts
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
+from ecgformers.options import is_missing_folder
 from ecgformers.training.loading import EcgTextCollator, clean_report, keep_rows, load_split, training_batches
 from ecgformers.training.loop import LoopSettings, save_with, train
 from ecgformers.training.mixing import Batches, mix_batches
-from ecgformers.training.settings import is_missing_folder
 
 
 @dataclass

@@ -1,16 +1,25 @@
 """Settings of a recipe: a section of a YAML file, overridden by `key=value` or `key.sub=value` on the command line."""
 
-import argparse
 import dataclasses
 import difflib
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from transformers import PreTrainedConfig
 
+from ecgformers.options import Options, option, parse
+
 Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(Options):
+    config: Path | None = option("a YAML file with a section for this recipe", None)
+    overrides: tuple[str, ...] = option("e.g. loop.epochs=3 data=[folder]", (), metavar="key=value", positional=True)
 
 
 def parse_settings(
@@ -29,12 +38,9 @@ def parse_settings(
         SystemExit: with a message, for a file that cannot be read or lacks the section, and for an unknown or missing
             key (it lists the known ones).
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help=f"YAML file with a section '{section}'")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. loop.epochs=3 data=[folder]")
-    args = parser.parse_args(arguments)
     values: dict[str, Any] = {}
     try:
+        args = parse(RecipeOptions, doc, arguments)
         if args.config is not None:
             sections = yaml.safe_load(args.config.read_text(encoding="utf-8"))
             if not isinstance(sections, dict) or section not in sections:
@@ -49,23 +55,14 @@ def parse_settings(
             check_fields(model, values.get("model") or {})
         return build(kind, values)
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        parser.error(str(error))
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any):
     for key in keys[:-1]:
         values = values.setdefault(key, {})
     values[keys[-1]] = value
-
-
-def is_missing_folder(model: str) -> bool:
-    """Whether a model's name can only be a folder's (those on the Hub have one slash at most), and there is none."""
-    return (model.count("/") > 1 or model.startswith((".", "/", "~"))) and not Path(model).is_dir()
-
-
-def is_factory(model: str) -> bool:
-    """Whether a model's name is MODULE:FACTORY, an outside encoder's (see `encoders`)."""
-    return ":" in model and not Path(model).exists()
 
 
 def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: str = "model."):

@@ -1,7 +1,6 @@
 """Two results compared record by record: known differences, rows by name, and what cannot be compared."""
 
 import json
-import types
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from small_evaluation import CLASSES, evaluation_rows, label_of, write_melp, wri
 
 from ecgformers.evaluation import report_generation, retrieval, zero_shot
 from ecgformers.evaluation.compare import Result, main
+from ecgformers.evaluation.options import EvaluationOptions
 from ecgformers.evaluation.records import load_task
 from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.metrics.ranking import auroc, macro
@@ -22,9 +22,7 @@ def data(tmp_path_factory) -> str:
 
 def write_result(folder: Path, model: str, data: str, noise: float, which=slice(None), protocol="no labels", **task):
     """A result on the training records, with scores that are the labels plus noise; 3 runs."""
-    options = types.SimpleNamespace(
-        model=model, data=data, split="train", output=folder, resamples=0, seed=0, dataset_id=None
-    )
+    options = EvaluationOptions(model=model, data=data, split="train", output=folder, resamples=0)
     train = load_task(data, "ptbxl_super").part("train")
     train = train.take(np.arange(len(train))[which])
     rng = np.random.default_rng(int(100 * noise))
@@ -32,7 +30,7 @@ def write_result(folder: Path, model: str, data: str, noise: float, which=slice(
     table.add(model, train.targets + noise * rng.normal(size=(3, *train.targets.shape)), protocol)
     table.add("prior", np.zeros(train.targets.shape), "the same score for all")
     table.write()
-    return folder / "zero_shot_ptbxl_super.json"
+    return folder / f"zero_shot_ptbxl_super_{model}.json"
 
 
 def compare(first, second, output, *more) -> list[dict]:
@@ -122,7 +120,7 @@ def test_results_of_every_kind_of_evaluation(data, tmp_path):
         ("retrieval", ("model, report of an ECG", "chance, report or ECG"), "recall_at_5", "recall_at_5"),
         ("report_generation", ("model, greedy", "most frequent report, for everybody"), "rouge_l", "rouge_l"),
     ):
-        path = tmp_path / f"{name}.json"
+        path = tmp_path / f"{name}_model.json"
         found = {row["figure"]: row for row in compare(path, path, tmp_path, "--rows", *rows)}
         written = {f"{row['method']}, {row['protocol']}": row for row in json.loads(path.read_text())["rows"]}
         values = [found[figure][which] for which in ("first_value", "second_value")]

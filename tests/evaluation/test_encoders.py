@@ -1,6 +1,5 @@
 """Features of encoders: computed once, kept on disk, and never silently broken."""
 
-import argparse
 import sys
 import types
 
@@ -27,6 +26,7 @@ from ecgformers.evaluation.encoders import (
     load_encoder,
     with_random,
 )
+from ecgformers.evaluation.options import EvaluationOptions
 from ecgformers.evaluation.records import load_records
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 
@@ -128,7 +128,7 @@ def test_recordings_that_an_encoder_refuses_are_left_out_for_all(records, tmp_pa
         def random(self, seed):
             return MeanAndSpread()
 
-    options = argparse.Namespace(output=tmp_path, cache=None, batch_size=4)
+    options = EvaluationOptions(model="theirs", data="data", output=tmp_path, batch_size=4)
     for _ in range(2):  # the second time from the cache
         encoders = with_random(Refuses(), "theirs", seed=0)
         kept, features, notes = encode_records(encoders, records, options)
@@ -138,7 +138,7 @@ def test_recordings_that_an_encoder_refuses_are_left_out_for_all(records, tmp_pa
 
 
 def test_an_encoder_without_random_weights_is_noted(records, tmp_path):
-    options = argparse.Namespace(output=tmp_path, cache=None, batch_size=4)
+    options = EvaluationOptions(model="theirs", data="data", output=tmp_path, batch_size=4)
     encoders = with_random(MeanAndSpread(), "theirs", seed=0)
     assert list(encoders) == ["theirs"]
     assert "no method random" in encode_records(encoders, records, options)[2][0]

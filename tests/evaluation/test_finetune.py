@@ -36,11 +36,11 @@ def test_the_saved_model_gives_the_scores_of_the_table(write, more, data, tmp_pa
     table = main(arguments(write(tmp_path / "model"), data, tmp_path / "out", *more))
     methods = ["model", "prior"] if "--skip-random" in more else ["model", "random weights", "prior"]
     assert [row["method"] for row in table.rows] == methods
-    folder = tmp_path / "out" / "finetune_ptbxl_super"
+    folder = tmp_path / "out" / "finetune_ptbxl_super_model"
     assert not list(folder.glob("*.bin")) and not (folder / "checkpoints").exists()
     classifier = pipeline("ecg-classification", model=str(folder), device="cpu")
     test = load_task(data, "ptbxl_super").part("test")
-    with np.load(tmp_path / "out" / "finetune_ptbxl_super.npz") as arrays:
+    with np.load(tmp_path / "out" / "finetune_ptbxl_super_model.npz") as arrays:
         expected = next(arrays[name] for name in arrays.files if name.startswith("model, "))
         assert list(arrays["record_ids"]) == list(test.record_ids)
     for row, scores in list(zip(test.rows, expected, strict=True))[:3]:
@@ -53,7 +53,7 @@ def test_a_seed_gives_the_same_figures_again(data, tmp_path):
     scores = []
     for run, seed in enumerate(("0", "0", "1")):
         main(arguments(model, data, tmp_path / str(run), "--epochs", "1", "--seed", seed))
-        with np.load(tmp_path / str(run) / "finetune_ptbxl_super.npz") as arrays:
+        with np.load(tmp_path / str(run) / "finetune_ptbxl_super_model.npz") as arrays:
             scores.append({name: arrays[name] for name in arrays.files if "fine-tuned" in name})
     first, again, other = scores
     assert len(first) == 2  # the model and the one from random weights

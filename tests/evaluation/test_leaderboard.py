@@ -60,7 +60,7 @@ def test_a_matrix_of_models_and_evaluations(config, tmp_path, monkeypatch):
     assert run == failed
     (tmp_path / "m1" / "README.md").write_text("a card")
     assert leaderboard.main(command) == lines
-    assert run == 2 * failed and all(line["command"].startswith("python -m ecgformers.training.") for line in lines)
+    assert run == 2 * failed and all(line["command"].startswith("python -m ecgformers.evaluation.") for line in lines)
     os.utime(tmp_path / "m1" / "model.safetensors", (2e9, 2e9))
     run.clear()
     leaderboard.main(command)
@@ -93,7 +93,8 @@ def test_a_model_that_is_not_there_is_named_and_tried_again(config, tmp_path):
     content["evaluations"] = {"zero-shot": content["evaluations"]["zero-shot"]}
     config.write_text(yaml.safe_dump(content))
     command = ["--config", str(config), "--output", str(output)]
-    assert leaderboard.main(command) == []
+    with pytest.raises(ValueError, match="no evaluation has a result"):
+        leaderboard.main(command)
     failure = f"- later/zero-shot/ptbxl_super: --model: there is no folder {later}"
     assert failure in (output / "leaderboard.md").read_text()
     write_melp(later)

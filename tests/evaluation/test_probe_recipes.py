@@ -75,23 +75,22 @@ def test_one_of_our_models_with_features_on_disk(data, tmp_path):
 
 
 def test_the_same_draws_for_the_same_seed(data):
-    options = types.SimpleNamespace(seed=3, seeds=2)
     task_data = load_task(data, "ptbxl_super")
-    first, again = (linear_probe.draw_shares(task_data, 10, options) for _ in range(2))
+    first, again = (linear_probe.draw_shares(task_data, 10, 3, 2) for _ in range(2))
     assert [len(draw) for draw in first] == [16, 16]
     assert set(task_data.splits[first[0]]) == {"train"}
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (first[0] != first[1]).any()
-    assert [len(draw) for draw in linear_probe.draw_shares(task_data, 100, options)] == [160]
+    assert [len(draw) for draw in linear_probe.draw_shares(task_data, 100, 3, 2)] == [160]
 
 
 def test_one_label_and_an_absent_class_leave_words_not_nan(outside, tmp_path):
     rows = [row for index, row in enumerate(evaluation_rows(200)) if label_of(index) != 4 or row["fold"] >= 9]
     data = write_rows(tmp_path / "data", rows)
     table = linear_probe.main(arguments(outside, data, tmp_path, "--shares", "0.1", "100"))
-    result = json.loads((tmp_path / "linear_probe_ptbxl_super.json").read_text())
-    assert "NaN" not in (tmp_path / "linear_probe_ptbxl_super.json").read_text()
+    result = json.loads((tmp_path / f"{table.name}.json").read_text())
+    assert "NaN" not in (tmp_path / f"{table.name}.json").read_text()
     assert "nan" not in table.markdown()
     assert any("without a positive among the training labels: HYP" in note for note in result["notes"])
     assert result["rows"][-1]["left_out"] == {}
@@ -138,7 +137,7 @@ def test_transfer_over_shared_classes(outside, data, tmp_path):
     assert "classes: NORM=NORM, IMI=MI" in table.notes
     assert values(table)["theirs:make", "probe of ptbxl_super"] > 0.8
     assert {row["records"] for row in table.rows} == {60}
-    assert (tmp_path / "transfer_ptbxl_super_ptbxl_all.json").exists()
+    assert (tmp_path / "transfer_ptbxl_super_ptbxl_all_theirs-make.json").exists()
 
 
 def test_transfer_needs_classes_in_common(outside, data, tmp_path):

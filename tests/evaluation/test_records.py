@@ -1,6 +1,5 @@
 """Records of a task with labels and splits, and the files of results."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_evaluation import CLASSES, evaluation_rows, label_of, write_rows
 
-from ecgformers.evaluation.options import argument_parser, run
+from ecgformers.evaluation.options import EvaluationOptions, FeatureOptions, TaskOptions
 from ecgformers.evaluation.records import load_records, load_task
 from ecgformers.evaluation.splits import fold_rule
 from ecgformers.evaluation.tables import ClassificationTable
+from ecgformers.options import parse, run_command
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,9 @@ def test_ranges_in_fold_rules():
         fold_rule("1-8/8/9")
 
 
-def options_for(data: str, output: Path, *more: str) -> argparse.Namespace:
+def options_for(data: str, output: Path, *more: str) -> TaskOptions:
     arguments = ["--model", "some/model", "--data", data, "--task", "ptbxl_super", "--output", str(output), *more]
-    return argument_parser(None).parse_args([*arguments, "--resamples", "20"])
+    return parse(TaskOptions, None, [*arguments, "--resamples", "20"])
 
 
 def test_results_are_written_as_json_markdown_and_eval_results(data, tmp_path, capsys):
@@ -119,20 +119,20 @@ def test_results_are_written_as_json_markdown_and_eval_results(data, tmp_path, c
     table.add("prior", np.zeros(test.targets.shape), "prior")
     table.write()
 
-    result = json.loads((tmp_path / "linear_probe_ptbxl_super.json").read_text())
+    result = json.loads((tmp_path / "linear_probe_ptbxl_super_model.json").read_text())
     assert result["rows"][0]["auroc_macro"]["value"] == 1
     assert result["rows"][1]["auroc_macro"]["value"] == 0.5
     assert result["options"]["seed"] == 0
     assert result["command"].startswith("python ")
-    with np.load(tmp_path / "linear_probe_ptbxl_super.npz") as arrays:
+    with np.load(tmp_path / "linear_probe_ptbxl_super_model.npz") as arrays:
         assert list(arrays["record_ids"]) == list(test.record_ids)
         assert list(arrays["patients"]) == list(test.patients)
         np.testing.assert_allclose(arrays["model, 10 % of labels"], arrays["targets"] + 0.1, rtol=1e-6)
-    markdown = (tmp_path / "linear_probe_ptbxl_super.md").read_text()
+    markdown = (tmp_path / "linear_probe_ptbxl_super_model.md").read_text()
     assert "| model | 10 % of labels | 100.0 [100.0, 100.0] |" in markdown
     assert "For research use; not a medical device." in markdown
     assert markdown.strip() in capsys.readouterr().out
-    entries = yaml.safe_load((tmp_path / ".eval_results" / "linear_probe_ptbxl_super.yaml").read_text())
+    entries = yaml.safe_load((tmp_path / ".eval_results" / "linear_probe_ptbxl_super_model.yaml").read_text())
     assert [entry["value"] for entry in entries] == [100.0]  # the baseline is no result of the model
     assert entries[0]["dataset"] == {"id": "org/ecgs", "task_id": "linear_probe_ptbxl_super_10_of_labels"}
 
@@ -153,7 +153,7 @@ def test_absent_classes_and_one_patient_leave_words_not_nan(tmp_path):
     table = ClassificationTable("zero_shot", options_for(data, tmp_path), test)
     table.add("model", np.zeros(test.targets.shape), "no labels")
     table.write()
-    text = (tmp_path / "zero_shot_ptbxl_super.md").read_text()
+    text = (tmp_path / "zero_shot_ptbxl_super_model.md").read_text()
     assert "nan" not in text.lower()
     assert "NORM (no positives)" in text
     assert "all records are of one patient: there are no intervals" in text
@@ -161,9 +161,9 @@ def test_absent_classes_and_one_patient_leave_words_not_nan(tmp_path):
 
 def test_where_features_alone_do_not_do_an_outside_encoder_is_refused(tmp_path):
     command = ["--model", "theirs:make", "--data", "data", "--output", str(tmp_path)]
-    assert argument_parser(None, task=False, features=True).parse_args(command).model == "theirs:make"
+    assert parse(FeatureOptions, None, command).model == "theirs:make"
     with pytest.raises(OSError, match="theirs:make gives features alone"):
-        argument_parser(None, task=False).parse_args(command)
+        parse(EvaluationOptions, None, command)
 
 
 def test_errors_that_a_user_can_mend_end_with_a_message(capsys):
@@ -171,4 +171,4 @@ def test_errors_that_a_user_can_mend_end_with_a_message(capsys):
         raise ValueError("fold 10 is missing")
 
     with pytest.raises(SystemExit, match="ValueError: fold 10 is missing"):
-        run(main)
+        run_command(main)

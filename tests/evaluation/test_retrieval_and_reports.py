@@ -40,7 +40,7 @@ def test_retrieval_in_all_directions(write, data, tmp_path):
     expected += [(name, "same patient") for name in ("model", "random encoder", "chance")]
     assert [(row["method"], row["protocol"]) for row in table.rows] == expected
     assert any("5 different reports of 9 recordings" in note for note in table.notes)
-    json.loads((tmp_path / "retrieval.json").read_text())
+    json.loads((tmp_path / "retrieval_model.json").read_text())
 
 
 def test_chance_is_what_random_orders_find(monkeypatch):
@@ -159,7 +159,7 @@ def test_reports_are_written_and_compared(data, tmp_path):
     table = report_generation.main(arguments(write_melp(tmp_path / "model"), data, tmp_path, *more))
     assert [row["method"] for row in table.rows] == ["model", "random model", "most frequent report"]
     assert all(row["records"] == 6 for row in table.rows)
-    lines = [json.loads(line) for line in (tmp_path / "report_generation.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "report_generation_model.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert all(line["report"] for line in lines)  # recordings without one take no part
     assert any("the most frequent of" in note for note in table.notes)

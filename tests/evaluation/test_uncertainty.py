@@ -57,14 +57,14 @@ def test_classes_give_tables_scores_and_figures(data, tmp_path):
     assert lower["uncertainty"]["value"] <= whole["uncertainty"]["value"] <= higher["uncertainty"]["value"]
     assert ("model", "all records, prompts of lower variance") in rows
 
-    conformal = json.loads((output / "conformal_ptbxl_super.json").read_text())["rows"]
+    conformal = json.loads((output / "conformal_ptbxl_super_model.json").read_text())["rows"]
     assert [row["protocol"] for row in conformal] == ["80 % stated"] * 2 + ["90 % stated"] * 2
     assert all(row["lowest"]["value"] <= row["coverage"]["value"] <= row["highest"]["value"] for row in conformal)
-    corruption = json.loads((output / "corruption_ptbxl_super.json").read_text())["rows"]
+    corruption = json.loads((output / "corruption_ptbxl_super_model.json").read_text())["rows"]
     assert len(corruption) == 8 and corruption[0]["raised"]["value"] == 0
     for name in ("risk_coverage", "reliability", "uncertainty"):
-        assert (output / f"{name}_ptbxl_super.png").read_bytes().startswith(b"\x89PNG")
-    with np.load(output / "uncertainty_ptbxl_super.npz") as values:
+        assert (output / f"{name}_ptbxl_super_model.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(output / "uncertainty_ptbxl_super_model.npz") as values:
         assert np.isnan(values["model, lower uncertainty"]).any(1).sum() == higher["records"]
 
 
@@ -74,7 +74,7 @@ def test_ejection_fractions_give_intervals_and_binary_tasks_sets(pairs, tmp_path
     options += ["--teacher", pairs["teacher"], "--language", "en", "--resamples", "0", "--corrupted", "0"]
     table = main([*options, "--trials", "40", "--split", "train", "--device", "cpu"])
     assert all(row["balanced_accuracy"]["value"] is not None for row in table.rows)
-    rows = json.loads((tmp_path / f"conformal_{task}.json").read_text())["rows"]
+    rows = json.loads((tmp_path / f"conformal_{task}_model.json").read_text())["rows"]
     assert ("model, width by uncertainty" in {row["method"] for row in rows}) == (task == "lvef")
     for row in rows:
         stated = float(row["protocol"].split()[0]) / 100

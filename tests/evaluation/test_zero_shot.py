@@ -68,7 +68,7 @@ def test_the_command_writes_a_table_with_both_baselines(write, data, tmp_path):
     options = ["--data", data, "--task", "ptbxl_super", "--output", str(tmp_path / "results"), "--resamples", "20"]
     table = main(["--model", folder, *options, "--language", "en", "--device", "cpu"])
     assert [row["method"] for row in table.rows] == ["model", "random encoder", "prior"]
-    result = json.loads((tmp_path / "results" / "zero_shot_ptbxl_super.json").read_text())
+    result = json.loads((tmp_path / "results" / "zero_shot_ptbxl_super_model.json").read_text())
     assert set(result["rows"][0]["classes"]) == set(CLASSES)
     assert result["rows"][2]["auroc_macro"]["value"] == 0.5
     count = sum(map(len, prompts(TASKS["ptbxl_super"], "en").values()))

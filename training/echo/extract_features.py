@@ -28,11 +28,10 @@ Pillow's in both cases.
 For research use; not a medical device.
 """
 
-import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -47,6 +46,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from ecgformers.datasets_scripts.tables import inside, read_table
 from ecgformers.modeling.modeling_echo_clip import EchoClipModel, FrameStatistics
+from ecgformers.options import Options, at_least_one, option, parse, run_command
 from ecgformers.training.echo.cines import CineError, is_cine, read_cine
 from ecgformers.training.echo.isolated_map import isolated_map
 
@@ -307,32 +307,45 @@ def _write_output(journal: Path, offsets: list[int], output: Path, dim: int, run
     return num_rows, num_rejects
 
 
-def main(arguments: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of an EchoClipModel (modeling.converting.echo_clip)")
-    parser.add_argument("--studies", type=Path, required=True, help="CSV with a line a file, or a folder")
-    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--data-dir", type=Path, help="what a CSV's paths are relative to (default: its folder)")
-    parser.add_argument("--study-column", default="study_id")
-    parser.add_argument("--path-column", default="path")
-    parser.add_argument("--preprocessing", choices=PREPROCESSING, default="clip", help="see above (default: clip)")
-    parser.add_argument("--batch-size", type=int, default=32, help="frames at a time (default: 32)")
-    parser.add_argument("--num-proc", type=int, default=1, help="processes; they share the GPUs (default: 1)")
-    parser.add_argument("--device", help="of torch (default: a GPU where there is one)")
-    args = parser.parse_args(arguments)
+@dataclass(frozen=True, kw_only=True)
+class ExtractionOptions(Options):
+    model: str = option("folder of an EchoClipModel (modeling.converting.echo_clip)")
+    studies: Path = option("CSV with a line a file, or a folder")
+    output: Path = option("Parquet file to write")
+    data_dir: Path | None = option("what a CSV's paths are relative to; by default its folder", None)
+    study_column: str = option("of the CSV", "study_id")
+    path_column: str = option("of the CSV", "path")
+    preprocessing: str = option("see above", "clip", choices=PREPROCESSING)
+    batch_size: int = option("frames at a time", 32, check=at_least_one)
+    num_proc: int = option("processes; they share the GPUs", 1, check=at_least_one)
+    device: str | None = option("of torch; by default a GPU where there is one", None)
 
-    studies = read_studies(args.studies, args.study_column, args.path_column)
-    data_dir = args.studies if args.studies.is_dir() else args.data_dir or args.studies.parent
-    threads = max(1, (os.cpu_count() or 1) // args.num_proc) if args.num_proc > 1 else None
-    extraction = Extraction(args.model, data_dir, args.preprocessing, args.batch_size, args.device, threads)
-    rows, rejects = extract(studies, extraction, args.output, args.num_proc)
-    print(f"{rows:,} of {len(studies):,} studies written to {args.output}")
+
+def run(options: ExtractionOptions) -> int:
+    """Read the studies and write their Gaussians; the number of studies written.
+
+    Raises:
+        ValueError: no study could be used.
+    """
+    studies = read_studies(options.studies, options.study_column, options.path_column)
+    data_dir = options.studies if options.studies.is_dir() else options.data_dir or options.studies.parent
+    threads = max(1, (os.cpu_count() or 1) // options.num_proc) if options.num_proc > 1 else None
+    extraction = Extraction(
+        options.model, data_dir, options.preprocessing, options.batch_size, options.device, threads
+    )
+    rows, rejects = extract(studies, extraction, options.output, options.num_proc)
+    print(f"{rows:,} of {len(studies):,} studies written to {options.output}")
     if rejects:
-        print(f"{rejects:,} rejects, with the reasons, in {args.output}.rejects.jsonl")
+        print(f"{rejects:,} rejects, with the reasons, in {options.output}.rejects.jsonl")
     print("for research use; not a medical device")
     if not rows:
-        raise SystemExit(1)
+        raise ValueError(f"not one of {len(studies):,} studies could be used: see {options.output}.rejects.jsonl")
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(parse(ExtractionOptions, __doc__, arguments))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -103,7 +103,7 @@ def test_bad_files_are_left_out_with_the_reason(model_dir, data, tmp_path, capsy
 
 
 def test_a_run_without_any_usable_study_fails(model_dir, data, tmp_path):
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="not one of 1 studies could be used"):
         main(["--model", str(model_dir), "--studies", str(data / "p2"), "--output", str(tmp_path / "echo.parquet")])
     assert pq.read_table(tmp_path / "echo.parquet").num_rows == 0
 
