@@ -4,17 +4,18 @@ Research use only, not a medical device.
 """
 
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from .dicom_ecg import read_dicom
+from .hdf5_ecg import read_hdf5
 from .leads_ecg import lead_name
-from .record_ecg import EcgReadError, EcgRecord, RawEcg, refuse_bomb, to_millivolts
+from .matlab_ecg import read_matlab
+from .numpy_ecg import read_npy, read_npz
+from .record_ecg import EcgReadError, EcgRecord, RawEcg, to_millivolts
 from .wfdb_ecg import header_path, read_wfdb
 
 
@@ -33,7 +34,8 @@ def read_ecg(
             - a WFDB record (PhysioNet, CinC challenges): its path with or without `.hea`, or its `.dat` or `.mat`
               file; signal formats 8 to 524, also of several segments (joined by lead name, gaps are NaN);
             - a DICOM ECG (`.dcm`): of several groups the original one with the most leads, `metadata` says which;
-            - a MATLAB file up to version 7 with `val`, or just one matrix, of shape (leads, samples);
+            - a MATLAB file of any version with `val`, or just one matrix (it may be a structure's), of shape (leads,
+              samples); an HDF5 file with just one array of that shape;
             - `.npy` with a (leads, samples) array; `.npz` with the keys of the mapping below;
             - an array (leads, samples), or a mapping with `signal`, `lead_names`, `sampling_rate` and maybe `units`;
             - an `EcgRecord`, which comes back as it is.
@@ -97,50 +99,15 @@ def _read_file(name: str, verify_checksum: bool) -> RawEcg:
         return read_wfdb(header, verify_checksum)
     if not path.is_file():
         raise FileNotFoundError(f"{name}: there is no such file, nor {header}")
-    if path.suffix == ".mat":
-        return _read_mat(path)
-    if path.suffix in (".npy", ".npz"):
-        return _read_numpy(path)
     with path.open("rb") as file:
+        if path.suffix == ".mat":
+            return read_matlab(file, name)
+        if path.suffix in (".h5", ".hdf5"):
+            return read_hdf5(file, name)
+        if path.suffix == ".npy":
+            return RawEcg(read_npy(file, name))
+        if path.suffix == ".npz":
+            return _from_mapping(name, read_npz(file, name))
         if path.suffix == ".dcm" or file.read(132)[128:] == b"DICM":
             return read_dicom(path)
-    raise EcgReadError(f"{name}: is not a WFDB record with its .hea, DICOM, .mat, .npy or .npz file")
-
-
-def _read_mat(path: Path) -> RawEcg:
-    with path.open("rb") as file:
-        try:
-            shapes = {name: shape for name, shape, _ in scipy.io.whosmat(file) if len(shape) == 2 and shape != (1, 1)}
-            if "val" not in shapes and len(shapes) != 1:
-                raise EcgReadError(
-                    f"{path}: has no matrix 'val', but {sorted(shapes)}; pass the right one as an array"
-                )
-            name = "val" if "val" in shapes else next(iter(shapes))
-            rows, columns = shapes[name]
-            refuse_bomb(rows * columns * 8, path.stat().st_size, path)
-            file.seek(0)
-            return RawEcg(np.asarray(scipy.io.loadmat(file, variable_names=[name])[name]))
-        except EcgReadError:
-            raise
-        except NotImplementedError as error:
-            raise EcgReadError(f"{path}: is a MATLAB 7.3 file; read it with h5py and pass the array") from error
-        except Exception as error:  # scipy meets damaged files with errors of many classes
-            raise EcgReadError(f"{path}: is not a readable MATLAB file: {error!r}") from error
-
-
-def _read_numpy(path: Path) -> RawEcg:
-    try:
-        if path.suffix == ".npy":
-            return RawEcg(np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
-        with zipfile.ZipFile(path) as archive:
-            refuse_bomb(sum(member.file_size for member in archive.infolist()), path.stat().st_size, path)
-        with np.load(path, allow_pickle=False) as arrays:
-            fields = {
-                name: arrays[name] for name in ("signal", "lead_names", "sampling_rate", "units") if name in arrays
-            }
-    except (ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        if isinstance(error, EcgReadError):
-            raise
-        raise EcgReadError(f"{path}: is not a readable NumPy file: {error}") from error
-    texts = {name: value.tolist() for name, value in fields.items() if name != "signal"}
-    return _from_mapping(str(path), fields | texts)
+    raise EcgReadError(f"{name}: is not a WFDB record with its .hea, DICOM, .mat, .h5, .npy or .npz file")

@@ -546,7 +546,7 @@ REFUSED = {
     "empty mat": (file_case("rec.mat", b""), r"rec\.mat: is not a readable MATLAB file"),
     "mat 7.3": (
         file_case("rec.mat", b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(400)),
-        r"rec\.mat: is a MATLAB 7\.3 file; read it with h5py",
+        r"rec\.mat: is not a readable HDF5 file",
     ),
     "mat of a claimed shape": (mat_of_claimed_shape, r"rec\.mat: claims to hold"),
     "mat bomb": (mat_bomb, r"rec\.mat: claims to hold 86400000 bytes"),
