@@ -30,10 +30,10 @@ STATEMENTS = ("NORM", "IMI", "NST_", "CLBBB", "LVH")
 WRITTEN = ("data/data/*.parquet", "results/*.json", "echo/model.safetensors", "demo/ecg.png")
 
 
-def commands() -> dict[str, str]:
-    """The modules that are commands, by their own names."""
+def commands() -> list[str]:
+    """The modules that are commands."""
     files = [path for path in PACKAGE.rglob("*.py") if 'if __name__ == "__main__":' in path.read_text("utf-8")]
-    return {path.stem: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files}
+    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
 
 
 def failure(module: str, *arguments: object) -> str | None:
@@ -58,11 +58,11 @@ def write_recordings(folder: Path) -> None:
 
 
 def main() -> None:
-    names = commands()
+    modules = commands()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         work = Path(folder)
         os.chdir(work)
-        helps = [pool.submit(failure, module, "--help") for module in names.values()]
+        helps = [pool.submit(failure, module, "--help") for module in modules]
         write_recordings(work / "ecgs")
         save_file(tiny_echo_clip.open_clip_layout(tiny_echo_clip.tiny_model()), work / "echo.safetensors")
         read = ["--lead-names", "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6", "--sampling-rate", 100, "--units", "mV"]
@@ -70,19 +70,19 @@ def main() -> None:
         splits = ["--validation-folds", 9, "--test-folds", 10]
         model, task = ROOT / "model_cards" / "melp-tiny-ptb-xl", ["--task", "ptbxl_super", "--folds", "8/9/10"]
         runs = [
-            ["ecg_folder", "build", "--data-dir", "ecgs", "--table", "table.csv", "--output", "data"],
-            ["zero_shot", "--model", model, "--data", "data", "--output", "results", *task],
-            ["echo_clip", "--checkpoint", "echo.safetensors", "--output", "echo"],
-            ["demo", "--models", ROOT / "model_cards", "--output", "demo"],
+            ["datasets_scripts.ecg_folder", "build", "--data-dir", "ecgs", "--table", "table.csv", "--output", "data"],
+            ["evaluation.zero_shot", "--model", model, "--data", "data", "--output", "results", *task],
+            ["modeling.converting.echo_clip", "--checkpoint", "echo.safetensors", "--output", "echo"],
+            ["spaces.demo", "--models", ROOT / "model_cards", "--output", "demo"],
         ]
         runs[0] += [*read, *columns, *splits]
-        failures = [failure(names[name], *arguments) for name, *arguments in runs]
+        failures = [failure(f"ecgformers.{name}", *arguments) for name, *arguments in runs]
         failures += [each.result() for each in helps]
         missing = [f"{pattern} is not written" for pattern in WRITTEN if not any(work.glob(pattern))]
     failed = [each for each in failures if each]
     if failed or missing:
         sys.exit("\n".join(["these commands fail where the wheel alone is installed:", *failed, *missing]))
-    print(f"{len(names)} commands say what they do, {len(runs)} did it")
+    print(f"{len(modules)} commands say what they do, {len(runs)} did it")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`import ecgformers`: every name is there, known to transformers in whatever order, and nothing loaded before its time."""
+"""`import ecgformers`: every name is there, known to transformers in any order, nothing loaded before its time."""
 
 import subprocess
 import sys
