@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from ecgformers.datasets_scripts.rows import SPLITS, patient_split
 from ecgformers.datasets_scripts.tables import read_split_tables
 from ecgformers.evaluation.splits import own_splits, splits
-from ecgformers.evaluation.tasks import TASKS, Task, labels
+from ecgformers.evaluation.tasks import Task, find_task, labels
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,6 +99,7 @@ def load_task(data: str, task_name: str, folds: str | None = None, split_tables:
 
     Args:
         data: folder or Hub name of a data set built with `datasets_scripts`.
+        task_name: of one of our tasks, or the path of a task's YAML file.
         folds: see `load_records`; it has no effect on tasks that are not split by folds.
         split_tables: "SPLIT=CSV" each, for tasks split by tables (see `read_split_tables`).
 
@@ -106,8 +107,8 @@ def load_task(data: str, task_name: str, folds: str | None = None, split_tables:
         ValueError: a task without classes, rows without what the task needs, a table of no split, or a patient in two
             splits.
     """
-    task = TASKS[task_name]
-    if task.kind == "value":
+    task = find_task(task_name)
+    if task.is_value:
         raise ValueError(f"{task.name} is a measurement; choose a task with classes")
     ecgs = load_ecgs(data)
     rows = ecgs.remove_columns("signal").to_list()

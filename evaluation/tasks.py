@@ -7,6 +7,7 @@
     targets, takes_part = labels(rows, task)    # (n, classes) float32, (n,) bool
     texts = prompts(task, language=("en", "de"))
 
+A task is a YAML file (see `read_task`): those in `tasks/` have names, any other is known by its path (`find_task`).
 Tasks over ECG statements read a row's `statements` or `scp_codes`, or 0/1 columns named after classes or statements
 (its own or in its `labels`); tasks over echo measurements read the columns of `MEASUREMENTS` (its own or in its
 `measurements`).  Research use, not a medical device.
@@ -16,122 +17,22 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
 
 Row = Mapping[str, Any]
 
-PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
+FOLDER = Path(__file__).with_name("tasks")
 LANGUAGES = ("en", "de")
-
-# PTB-XL's 44 diagnostic statements by superclass and subclass, its 19 form and 12 rhythm statements (4 form statements
-# are diagnostic too: 71 in all).  Facts of scp_statements.csv, PTB-XL 1.0.3, CC BY 4.0, Wagner et al., Scientific
-# Data 7:154 (2020), https://doi.org/10.13026/kfzx-aw45.
-PTB_XL_DIAGNOSTIC: dict[str, dict[str, tuple[str, ...]]] = {
-    "NORM": {"NORM": ("NORM",)},
-    "MI": {
-        "AMI": ("AMI", "ASMI", "ALMI", "INJAS", "INJAL", "INJLA"),
-        "IMI": ("IMI", "ILMI", "IPMI", "IPLMI", "INJIN", "INJIL"),
-        "LMI": ("LMI",),
-        "PMI": ("PMI",),
-    },
-    "STTC": {
-        "STTC": ("NDT", "DIG", "LNGQT", "ANEUR", "EL"),
-        "NST_": ("NST_",),
-        "ISC_": ("ISC_",),
-        "ISCA": ("ISCAL", "ISCAS", "ISCLA", "ISCAN"),
-        "ISCI": ("ISCIN", "ISCIL"),
-    },
-    "CD": {
-        "LAFB/LPFB": ("LAFB", "LPFB"),
-        "_AVB": ("1AVB", "2AVB", "3AVB"),
-        "CLBBB": ("CLBBB",),
-        "CRBBB": ("CRBBB",),
-        "ILBBB": ("ILBBB",),
-        "IRBBB": ("IRBBB",),
-        "IVCD": ("IVCD",),
-        "WPW": ("WPW",),
-    },
-    "HYP": {
-        "LVH": ("LVH",),
-        "RVH": ("RVH",),
-        "SEHYP": ("SEHYP",),
-        "LAO/LAE": ("LAO/LAE",),
-        "RAO/RAE": ("RAO/RAE",),
-    },
-}
-# fmt: off
-PTB_XL_FORM = (
-    "NDT", "NST_", "DIG", "LNGQT", "ABQRS", "PVC", "STD_", "VCLVH", "QWAVE", "LOWT",
-    "NT_", "PAC", "LPR", "INVT", "LVOLT", "HVOLT", "TAB_", "STE_", "PRC(S)",
-)
-PTB_XL_RHYTHM = (
-    "SR", "AFIB", "STACH", "SARRH", "SBRAD", "PACE", "SVARR", "BIGU", "AFLT", "SVTAC", "PSVT", "TRIGU",
-)
-# fmt: on
-
-# SNOMED CT codes and names under which the PhysioNet/CinC challenges publish the nine CPSC 2018 classes.
-CPSC2018_STATEMENTS = {
-    "NORM": ("426783006", "Normal"),
-    "AFIB": ("164889003", "AF"),
-    "1AVB": ("270492004", "I-AVB"),
-    "CLBBB": ("164909002", "LBBB"),
-    "CRBBB": ("59118001", "RBBB"),
-    "PAC": ("284470004",),
-    "VPC": ("164884008", "PVC"),
-    "STD": ("429622005",),
-    "STE": ("164931005",),
-}
-# The acronyms and SNOMED CT codes of the Chapman-Shaoxing-Ningbo database (ConditionNames_SNOMED-CT.csv).
-# Its AF is atrial flutter, and its STE a prolonged ST segment ("ST extension"), not an elevated one (STTU).
-CSN_STATEMENTS = {
-    "1AVB": ("270492004",),
-    "2AVB": ("195042002",),
-    "2AVB1": ("54016002",),
-    "AF": ("164890007",),
-    "AFIB": ("164889003",),
-    "ALS": ("39732003",),
-    "APB": ("284470004",),
-    "AQW": ("164917005",),
-    "ARS": ("47665007",),
-    "AT": ("713422000",),
-    "AVB": ("233917008",),
-    "CCR": ("251199005",),
-    "CR": ("251198002",),
-    "ERV": ("428417006",),
-    "JEB": ("426995002",),
-    "LBBB": ("164909002",),
-    "LVH": ("164873001",),
-    "MI": ("164865005",),
-    "PRIE": ("164947007",),
-    "PWC": ("164912004",),
-    "QTIE": ("111975006",),
-    "RBBB": ("59118001",),
-    "RVH": ("89792004",),
-    "SA": ("427393009",),
-    "SR": ("426783006",),
-    "ST": ("427084000",),
-    "STDD": ("429622005",),
-    "STE": ("164930006",),
-    "STTC": ("428750005",),
-    "STTU": ("164931005",),
-    "SVT": ("426761007",),
-    "TWC": ("164934002",),
-    "TWO": ("59931005",),
-    "UW": ("164937009",),
-    "VB": ("11157007",),
-    "VEB": ("75532003",),
-    "VPB": ("17338001",),
-    "WPW": ("74390002",),
-}
 
 
 @dataclass(frozen=True)
@@ -169,23 +70,23 @@ _SCALES = {"%": 1.0, "mm": 1.0, "cm": 10.0, "m/s": 1.0}
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One evaluation task.
+    """One evaluation task, as its file says (see `read_task`).
 
-    - `kind`: where labels come from.  "statements": the statements a row carries (or 0/1 columns named after them);
-      "columns": 0/1 columns only; "threshold": 1 where a measurement fulfils `relation` to its limit; "value": the
-      measurement itself (regression).
-    - `statements`: for every class the statements that stand for it, besides the class's own name.
+    - `file`: the YAML file; `name` is its stem.
+    - `statements`: for every class the statements that stand for it, besides the class's own name; empty where 0/1
+      columns alone count.
     - `column_prefix`: a class's own 0/1 column is this prefix + the class.
     - `labelled_only`: records without any of the classes take no part.
-    - `relation`, `limits`: "<", ">" or ">=", and the limit for male and female patients in the measurement's unit.
+    - `measurement`: what is measured, a key of `MEASUREMENTS`; the label is the value itself, or 1 where it fulfils
+      `relation` ("<", ">" or ">=") to the limit for male and female patients, in the measurement's unit.
     - `contrast`: the complementary class of a binary task: it has prompts, but no column among the labels.
     - `split`: "folds" (PTB-XL's `fold`), "tables" (those published with MERL and MELP) or "row" (the row's `split`).
+    - `texts`: prompt class -> language -> texts.
     """
 
-    name: str
+    file: Path
     classes: tuple[str, ...]
-    kind: Literal["statements", "columns", "threshold", "value"]
-    split: Literal["folds", "tables", "row"]
+    split: str
     source: str
     statements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     column_prefix: str = ""
@@ -194,6 +95,16 @@ class Task:
     relation: str = ""
     limits: tuple[float, float] = (math.nan, math.nan)
     contrast: str = ""
+    texts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @property
+    def is_value(self) -> bool:
+        """Whether a label is a measured value, not a class."""
+        return bool(self.measurement) and not self.relation
 
     @property
     def prompt_classes(self) -> tuple[str, ...]:
@@ -201,85 +112,175 @@ class Task:
         return (*self.classes, self.contrast) if self.contrast else self.classes
 
 
-def _ptb_xl(name: str, statements: Mapping[str, tuple[str, ...]], column_prefix: str = "") -> Task:
+_RELATIONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge}
+_BINARY = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
+
+_LIMITS = {"below": "<", "above": ">", "at_least": ">="}
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "source": str,
+    "split": str,
+    "labels": str,
+    "labelled_only": bool,
+    "column_prefix": str,
+    "measurement": str,
+    **dict.fromkeys(_LIMITS, (int, float, dict)),
+    "classes": dict,
+    "contrast": dict,
+}
+_KINDS = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "a mapping",
+}
+_CHOICES = {
+    "split": ("folds", "tables", "row"),
+    "labels": ("statements", "columns"),
+    "measurement": tuple(MEASUREMENTS),
+}
+
+
+def find_task(name: str) -> Task:
+    """One of our tasks by its name, or any by the path of its YAML file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if not name.endswith((".yaml", ".yml")):
+        raise ValueError(f"there is no task {name}; give a YAML file, or one of {', '.join(TASKS)}")
+    return read_task(Path(name))
+
+
+def read_task(path: Path) -> Task:
+    """The task in a YAML file.
+
+        source: who defined it, and where
+        split: folds                    # or tables, or row: see `Task`
+        labels: statements              # (the default) or columns: 0/1 columns named after the classes
+        labelled_only: true             # optional, as is column_prefix
+        classes:
+          AFIB:
+            statements: ['164889003']   # besides the class's own name, which is the default
+            prompts:                    # for what reads texts; or where they stand: TASK, TASK/CLASS
+              en: [atrial fibrillation]
+              de: [vorhofflimmern]
+
+    A task over a measurement has `measurement`, and for a class `below`, `above` or `at_least` with one number or
+    {male: number, female: number}, and `contrast`, the complementary class and its prompts.
+
+    Raises:
+        ValueError: it names the file, the field, and what to write.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", path.stem):
+        raise ValueError(f"{path}: the file's name is the task's: rename it to letters, digits, . _ + or - alone")
+    content = _read_yaml(path)
+    _check_fields(path, "", content, _FIELDS, ("source", "split", "classes"))
+    for name, known in _CHOICES.items():
+        if name in content and content[name] not in known:
+            raise ValueError(f"{path}: {name}: {content[name]!r} is none of {', '.join(known)}")
+    classes, contrast = content["classes"], content.get("contrast") or {}
+    for section, names in (("classes", classes), ("contrast", contrast)):
+        for name, about in names.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: {section}: {name!r} is no text: write it in quotes")
+            _check_fields(path, f"{section}.{name}: ", about or {}, {"statements": list, "prompts": (dict, str)})
+    limits = [name for name in _LIMITS if name in content]
+    is_measured = "measurement" in content
+    faults = {
+        "classes: there are none": not classes,
+        "classes: a measurement has one": is_measured and len(classes) > 1,
+        f"{', '.join(limits)}: a measurement has one limit": len(limits) > is_measured,
+        "contrast: a class with a limit has one, nothing else does": len(contrast) != len(limits),
+    }
+    for fault in (fault for fault, is_there in faults.items() if is_there):
+        raise ValueError(f"{path}: {fault}")
+    by_columns = is_measured or content.get("labels") == "columns"
     return Task(
-        name=name,
-        classes=tuple(statements),
-        kind="statements",
-        split="folds",
-        source="Strodthoff et al., IEEE JBHI 25:1519 (2021), https://doi.org/10.1109/JBHI.2020.3022989",
-        statements=statements,
-        column_prefix=column_prefix,
-        labelled_only=True,
+        file=path,
+        classes=tuple(classes),
+        split=content["split"],
+        source=content["source"],
+        statements={} if by_columns else {name: _statement_names(path, name, classes[name]) for name in classes},
+        column_prefix=content.get("column_prefix", ""),
+        labelled_only=content.get("labelled_only", False),
+        measurement=content.get("measurement", ""),
+        relation=_LIMITS[limits[0]] if limits else "",
+        limits=_limits(path, limits[0], content[limits[0]]) if limits else (math.nan, math.nan),
+        contrast=next(iter(contrast), ""),
+        texts={name: _texts(path, name) for name in (*classes, *contrast)},
     )
 
 
-def _echo(
-    name: str, contrast: str, measurement: str, relation: str, limit: float | tuple[float, float], source: str
-) -> Task:
-    limits = limit if isinstance(limit, tuple) else (limit, limit)
-    return Task(
-        name, (name,), "threshold", "row", source,
-        measurement=measurement, relation=relation, limits=limits, contrast=contrast,
-    )  # fmt: skip
+def _check_fields(
+    path: Path, where: str, content: Any, known: Mapping[str, Any], required: tuple[str, ...] = ()
+) -> None:
+    """Raise `ValueError` unless `content` is a mapping with `required` fields and none but `known` ones, of their
+    types."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {where}{content!r} is no mapping with {', '.join(known)}")
+    for name in required:
+        if name not in content:
+            raise ValueError(f"{path}: {where}{name} is missing")
+    for name, value in content.items():
+        if name not in known:
+            raise ValueError(f"{path}: {where}{name} is unknown; known are {', '.join(known)}")
+        kinds = known[name] if isinstance(known[name], tuple) else (known[name],)
+        if not isinstance(value, kinds):
+            wanted = " or ".join(_KINDS[each] for each in kinds)
+            raise ValueError(f"{path}: {where}{name}: {value!r} is not {wanted}")
 
 
-_SUBCLASSES = {name: codes for subclasses in PTB_XL_DIAGNOSTIC.values() for name, codes in subclasses.items()}
-_SUPERCLASSES = {
-    name: tuple(code for codes in subclasses.values() for code in codes)
-    for name, subclasses in PTB_XL_DIAGNOSTIC.items()
-}
-_ALL_STATEMENTS = tuple(
-    dict.fromkeys([c for codes in _SUPERCLASSES.values() for c in codes] + [*PTB_XL_FORM, *PTB_XL_RHYTHM])
-)
-_MELP = "Wang et al., ICML 2025, https://arxiv.org/abs/2506.21803"
-_ECHOING_ECG = "Gao et al., MICCAI 2025, https://arxiv.org/abs/2509.25791"
-_ECHO_NEXT = "Poterucha et al., Nature 644:221 (2025), https://doi.org/10.1038/s41586-025-09227-0"
-_CHAMBERS = "Lang et al., ASE/EACVI, JASE 28:1 (2015), https://doi.org/10.1016/j.echo.2014.10.003"
-_ATRIUM = "Lang et al., ASE, JASE 18:1440 (2005), https://doi.org/10.1016/j.echo.2005.10.005"
-_STENOSIS = "Baumgartner et al., EACVI/ASE, JASE 30:372 (2017), https://doi.org/10.1016/j.echo.2017.02.009"
+def _statement_names(path: Path, name: str, about: Mapping[str, Any] | None) -> tuple[str, ...]:
+    names = (about or {}).get("statements", [name])
+    for each in names:
+        if not isinstance(each, str):
+            raise ValueError(f"{path}: classes.{name}: statements: {each!r} is no text: write it in quotes")
+    return tuple(names)
 
-_TASKS = (
-    _ptb_xl("ptbxl_super", _SUPERCLASSES, column_prefix="super_"),
-    _ptb_xl("ptbxl_sub", _SUBCLASSES, column_prefix="sub_"),
-    _ptb_xl("ptbxl_form", {code: (code,) for code in PTB_XL_FORM}),
-    _ptb_xl("ptbxl_rhythm", {code: (code,) for code in PTB_XL_RHYTHM}),
-    _ptb_xl("ptbxl_all", {code: (code,) for code in _ALL_STATEMENTS}),
-    Task(
-        "cpsc2018", tuple(CPSC2018_STATEMENTS), "statements", "tables",
-        f"Liu et al., J. Med. Imaging Health Inform. 8:1368 (2018); as evaluated by {_MELP}",
-        statements=CPSC2018_STATEMENTS,
-    ),
-    Task(
-        "csn", tuple(CSN_STATEMENTS), "statements", "tables",
-        f"Zheng et al., Scientific Reports 10:2898 (2020); classes as in {_MELP}",
-        statements=CSN_STATEMENTS,
-    ),
-    # The published 0/1 columns were filled by searching each acronym in the text of all of them: ST is set by STTC,
-    # AF by AFIB, AVB by 1AVB and so on (ST, AF, SA, AVB, VB, CR and 2AVB have false positives).  This task keeps them
-    # for comparison with published figures; `csn` has the same classes with every acronym read whole.
-    Task(
-        "csn_published", tuple(CSN_STATEMENTS), "columns", "tables",
-        f"Zheng et al., Scientific Reports 10:2898 (2020); labels as in the split tables used by {_MELP}",
-    ),
-    Task(
-        "code_test", ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF"), "columns", "row",
-        "Ribeiro et al., Nature Communications 11:1760 (2020), https://doi.org/10.1038/s41467-020-15432-4",
-    ),
-    Task("lvef", ("lvef",), "value", "row", _ECHOING_ECG, measurement="lvef"),
-    _echo("lvef_below_40", "lvef_at_least_40", "lvef", "<", 40, _ECHOING_ECG),
-    _echo("lvef_below_50", "lvef_at_least_50", "lvef", "<", 50, _ECHOING_ECG),
-    _echo("lv_dilated", "lv_not_dilated", "lv_diameter", ">", (58.4, 52.2), _CHAMBERS),
-    _echo("lv_wall_thick", "lv_wall_not_thick", "lv_wall", ">=", 13, _ECHO_NEXT),
-    _echo("la_dilated", "la_not_dilated", "la_diameter", ">", (40, 38), _ATRIUM),
-    _echo("rv_dysfunction", "rv_function_normal", "tapse", "<", 17, _CHAMBERS),
-    _echo("tr_velocity_high", "tr_velocity_not_high", "tr_velocity", ">=", 3.2, _ECHO_NEXT),
-    _echo("aortic_stenosis", "no_aortic_stenosis", "av_velocity", ">=", 3.0, _STENOSIS),
-)  # fmt: skip
-TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 
-_RELATIONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge}
-_BINARY = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
+def _limits(path: Path, name: str, value: Any) -> tuple[float, float]:
+    male, female = (value.get("male"), value.get("female")) if isinstance(value, dict) else (value, value)
+    if not all(type(limit) in (int, float) for limit in (male, female)):
+        raise ValueError(f"{path}: {name}: {value!r} is neither a number nor {{male: number, female: number}}")
+    return float(male), float(female)
+
+
+def _texts(path: Path, name: str, seen: tuple[tuple[Path, str], ...] = ()) -> Mapping[str, Any]:
+    """The prompts of a class, where they stand in another task's file those there; {} where it has none."""
+    content = _read_yaml(path)
+    about = ({**content["classes"], **(content.get("contrast") or {})}.get(name)) or {}
+    prompts = about.get("prompts", {})
+    if isinstance(prompts, dict):
+        return prompts
+    task, _, other = prompts.partition("/")
+    place = next((each for each in (path.with_name(f"{task}.yaml"), FOLDER / f"{task}.yaml") if each.exists()), None)
+    known = {} if place is None else {**_read_yaml(place)["classes"], **(_read_yaml(place).get("contrast") or {})}
+    if place is None or (other or name) not in known or (place, other or name) in seen:
+        raise ValueError(f"{path}: classes.{name}: prompts: {prompts!r} is no TASK or TASK/CLASS that has prompts")
+    return _texts(place, other or name, (*seen, (place, other or name)))
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    """A YAML file that is a mapping."""
+    return _parse_yaml(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _parse_yaml(path: Path, changed: int) -> Mapping[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: no YAML: {error}") from None
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{path}: not a mapping of names to contents")
+    return tree
+
+
+TASKS: dict[str, Task] = {path.stem: read_task(path) for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def labels(rows: Iterable[Row], task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +291,7 @@ def labels(rows: Iterable[Row], task: Task) -> tuple[np.ndarray, np.ndarray]:
     the limit depends on it), and in tasks with `labelled_only` where it has none of the classes.
 
     Returns:
-        (n, classes) float32: 0/1, or the measurement itself for a "value" task; 0 in rows that take no part.
+        (n, classes) float32: 0/1, or the measurement itself; 0 in rows that take no part.
         (n,) bool: True where the row takes part.
 
     Raises:
@@ -315,14 +316,14 @@ def labels(rows: Iterable[Row], task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stated_labels(row: Row, task: Task, record: str) -> list[float]:
-    stated = _statements(row, record) if task.kind == "statements" else set()
+    stated = _statements(row, record) if task.statements else set()
     if stated:
         return [float(not stated.isdisjoint((*task.statements[name], name))) for name in task.classes]
     columns = {**row, **(row.get("labels") or {})}
     found = [_column_label(columns, task, name, record) for name in task.classes]
     missing = [name for name, label in zip(task.classes, found, strict=True) if label is None]
     if missing:
-        if task.kind == "statements" and {"scp_codes", "statements"} & row.keys():
+        if task.statements and {"scp_codes", "statements"} & row.keys():
             return [math.nan] * len(found)  # the row could state something, and states nothing
         raise ValueError(f"{record}: nothing in it tells the classes {', '.join(missing)} of {task.name}")
     return [label for label in found if label is not None]
@@ -380,7 +381,7 @@ def _measured_label(row: Row, task: Task, record: str, slips: list[str]) -> floa
         if not low <= values[-1] <= high:
             slips.append(f"{record}: {column} = {value} {unit} is not within {low:g} to {high:g} {measurement.unit}")
             return math.nan
-    if task.kind == "value" or not values:
+    if task.is_value or not values:
         return max(values, default=math.nan)
     male, female = task.limits
     limit = male if male == female else {"male": male, "female": female}.get(row.get("sex") or "", math.nan)
@@ -393,15 +394,15 @@ def prompts(
     """Texts for every class of `task` (and its `contrast`), as reports write them, in the order of `language`.
 
     Args:
-        language: one or several of the languages in the file; ours has "en" and "de".
-        file: a YAML file of the same form, task -> class -> language -> list of texts, instead of ours.
+        language: one or several of the languages of the texts; our tasks have "en" and "de".
+        file: a YAML file with other texts, task -> class -> language -> list of texts.
 
     Raises:
         ValueError: the file lacks the task, a class or a language, has a class the task doesn't, an empty text, or a
             text that stands in two places.
     """
-    path = Path(file) if file else PROMPTS_FILE
-    by_class = _read_prompts(path).get(task.name)
+    path = Path(file) if file else task.file
+    by_class = _read_yaml(path).get(task.name) if file else task.texts
     if not isinstance(by_class, Mapping):
         raise ValueError(f"{path}: no classes for task {task.name}")
     unknown, missing = set(by_class) - set(task.prompt_classes), set(task.prompt_classes) - set(by_class)
@@ -427,15 +428,6 @@ def prompts(
     return result
 
 
-@lru_cache(maxsize=4)
-def _read_prompts(path: Path) -> Mapping[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        tree = yaml.safe_load(file)
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{path}: not a mapping of tasks to classes")
-    return tree
-
-
 def ejection_fraction_prompts(
     language: str | tuple[str, ...] = LANGUAGES, file: str | PathLike[str] | None = None
 ) -> list[list[str]]:
@@ -446,5 +438,5 @@ def ejection_fraction_prompts(
     templates = prompts(TASKS["lvef"], language, file)["lvef"]
     for template in templates:
         if "{value}" not in template:
-            raise ValueError(f"{file or PROMPTS_FILE}: lvef: {template!r} has no {{value}} to fill in")
+            raise ValueError(f"{file or TASKS['lvef'].file}: lvef: {template!r} has no {{value}} to fill in")
     return [[template.replace("{value}", str(value)) for value in range(101)] for template in templates]

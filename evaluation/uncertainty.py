@@ -40,7 +40,7 @@ from ecgformers.evaluation.probing import fit_probes
 from ecgformers.evaluation.records import TaskData, load_task
 from ecgformers.evaluation.scoring import embedding_names, zero_shot_scores
 from ecgformers.evaluation.tables import Table
-from ecgformers.evaluation.tasks import TASKS, Task, prompts
+from ecgformers.evaluation.tasks import Task, find_task, prompts
 from ecgformers.evaluation.uncertainty_figures import reliability_figure, risk_coverage_figure, uncertainty_figure
 from ecgformers.evaluation.zero_shot_value import (
     embed_prompts,
@@ -62,7 +62,10 @@ LIMIT = 40  # % of ejection fraction, as in the task lvef_below_40
 
 
 def run(options: UncertaintyOptions) -> Table:
-    if options.task == "lvef":
+    task = find_task(options.task)
+    if task.is_value and task.measurement != "lvef":
+        raise ValueError(f"{task.name}: values are read off texts for the ejection fraction alone: give it limits")
+    if task.is_value:
         data = load_ejection_fractions(options.data, options.folds)
     else:
         data = load_task(options.data, options.task, options.folds, options.split_table)
@@ -85,7 +88,7 @@ def run(options: UncertaintyOptions) -> Table:
     table.notes += notes
     for method, own in answers.items():
         add_halves(table, data, method, "", own, variances[method])
-    if data.task.kind != "value" and options.teacher is None:
+    if not data.task.is_value and options.teacher is None:
         fewer = zero_shot_answers(model, processor, data.task, features[name], options, options.kept_prompts)
         add_halves(table, data, name, ", prompts of lower variance", fewer, variances[name])
     table.write()
@@ -120,14 +123,14 @@ def zero_shot_answers(
         kept: the share of each class's prompts that counts, those of lower variance.
     """
     ecg = torch.from_numpy(features)
-    if task.kind == "value":
+    if task.is_value:
         return predict_ejection_fractions(model, processor, ecg, options)[:, None]
     texts = prompts(task, options.language, options.prompts)
     text = embed_prompts(model, processor, [each for own in texts.values() for each in own], options.teacher)
     if kept < 1:
         text, texts = sure_prompts(text, texts, kept)
     scores = zero_shot_scores(model, ecg, text, texts)
-    return scores - scores[:, ::-1] if TASKS[task.name].contrast else scores
+    return scores - scores[:, ::-1] if find_task(options.task).contrast else scores
 
 
 def sure_prompts(
@@ -149,7 +152,7 @@ def parts_of_patients(patients: np.ndarray, parts: int, rng: np.random.Generator
 
 def fit_calibration(task: Task, answers: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function from answers to probabilities (n, classes), or to values (n, 1)."""
-    if task.kind == "value":
+    if task.is_value:
         line = np.linalg.lstsq(np.hstack([answers, np.ones_like(answers)]), targets[:, 0])[0]
         return lambda new: new * line[0] + line[1]
     columns = [slice(index, index + 1) for index in range(answers.shape[1])]
@@ -169,18 +172,18 @@ def calibrated(data: TaskData, answers: np.ndarray, seed: int) -> np.ndarray:
 
 def errors(data: TaskData, predictions: np.ndarray) -> np.ndarray:
     """(n,): whether the likeliest class is not among a record's, or how far the value is off (a part of 100 %)."""
-    if data.task.kind == "value":
+    if data.task.is_value:
         return np.abs(predictions - data.targets)[:, 0] / 100
     return 1.0 - data.targets[np.arange(len(data)), predictions.argmax(1)]
 
 
 def uncertainty_table(data: TaskData, options: UncertaintyOptions) -> Table:
     columns = {"error": "error", "balanced accuracy": "balanced_accuracy"}
-    if data.task.kind != "value":
+    if not data.task.is_value:
         columns |= {"macro AUROC": "auroc_macro", "calibration error": "calibration_error"}
     columns |= {"area under risk and coverage": "area", "uncertainty": "uncertainty"}
     table = Table("uncertainty", options, data, columns, "balanced_accuracy", ("error", "uncertainty"), data.task.name)
-    if data.task.kind == "value":
+    if data.task.is_value:
         table.notes.append(f"error: mean absolute error; balanced accuracy: of ejection fractions below {LIMIT} %")
     else:
         table.notes.append("error: the likeliest class is none of the record's; a class is said to be there where its")
@@ -192,7 +195,7 @@ def uncertainty_table(data: TaskData, options: UncertaintyOptions) -> Table:
 def add_halves(table: Table, data: TaskData, method: str, detail: str, answers: np.ndarray, variance: np.ndarray):
     """Rows of all records, and of the halves with the lower and the higher uncertainty."""
     predictions = calibrated(data, answers, table.options.seed)
-    decisions = predictions < LIMIT if data.task.kind == "value" else predictions > data.targets.mean(0)
+    decisions = predictions < LIMIT if data.task.is_value else predictions > data.targets.mean(0)
     lower = np.argsort(np.argsort(variance, kind="stable")) < len(data) / 2
     parts = {"all records": np.full(len(data), True), "lower uncertainty": lower, "higher uncertainty": ~lower}
     for name, which in parts.items():
@@ -217,8 +220,8 @@ def part_figures(
     figures["uncertainty"] = as_figure(values[:, 1].mean())
     figures["area"] = as_figure(risk_coverage(values[:, 0], -values[:, 1]).mean())
     counts = counts_for_intervals(data.patients, options.resamples, options.seed)
-    truth = data.targets < LIMIT if data.task.kind == "value" else data.targets
-    if data.task.kind != "value":
+    truth = data.targets < LIMIT if data.task.is_value else data.targets
+    if not data.task.is_value:
         resampled = None if counts is None else macro(auroc(truth, answers, counts))
         figures["auroc_macro"] = as_figure(macro(auroc(truth, answers)), resampled)
         figures["calibration_error"] = as_figure(calibration_error(truth, predictions).mean())
@@ -231,12 +234,12 @@ def conformal_table(data: TaskData, answers: np.ndarray, variance: np.ndarray, o
     """Coverage and size of sets or intervals on held-out halves of the patients, by the stated coverage."""
     columns = {"coverage": "coverage", "lowest": "lowest", "highest": "highest", "size": "size"}
     table = Table("conformal", options, data, columns, "coverage", ("coverage", "size"), data.task.name)
-    what = "width of the interval" if data.task.kind == "value" else "share of the classes in the set"
+    what = "width of the interval" if data.task.is_value else "share of the classes in the set"
     table.notes.append(
         f"size: {what}; means over {options.trials} random halves of the patients, lowest and highest too"
     )
     methods = {table.model: (answers, None), "prior": (np.zeros_like(answers), None)}
-    if data.task.kind == "value":
+    if data.task.is_value:
         methods[f"{table.model}, width by uncertainty"] = answers, np.sqrt(variance)
     for coverage in options.coverages:
         for method, (scores, spreads) in methods.items():
@@ -261,7 +264,7 @@ def conformal_trial(
     held_out, fitted, known = part < 2, part == 2, part == 3
     predictions = fit_calibration(data.task, answers[fitted], data.targets[fitted])(answers)
     result = np.full((len(data), 2), np.nan)
-    if data.task.kind == "value":
+    if data.task.is_value:
         spread = np.ones(len(data)) if spreads is None else spreads
         values, predicted = data.targets[:, 0], predictions[:, 0]
         intervals = value_intervals(
@@ -320,10 +323,10 @@ def draw(
         "best order": risk_coverage(error, -error),
         "any order": risk_coverage(error, np.zeros(len(error))),
     }
-    risk = "mean absolute error" if task.kind == "value" else "likeliest class wrong"
+    risk = "mean absolute error" if task.is_value else "likeliest class wrong"
     figures = {"risk_coverage": risk_coverage_figure(title, risk, curves)}
     figures["uncertainty"] = uncertainty_figure(title, variance, corrupted)
-    if task.kind != "value":
+    if not task.is_value:
         figures["reliability"] = reliability_figure(title, data.targets, {"calibrated": predictions})
     for name, figure in figures.items():
         figure.savefig(options.output / f"{name}_{task.name}_{options.model_name}.png", dpi=150)

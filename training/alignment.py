@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from ecgformers.datasets_scripts.preparing import ECG_COLUMNS, Augmentation, ecg_batches, prepare
 from ecgformers.evaluation.scoring import zero_shot_auroc
-from ecgformers.evaluation.tasks import TASKS, labels, prompts
+from ecgformers.evaluation.tasks import find_task, labels, prompts
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.options import is_missing_folder
@@ -38,7 +38,7 @@ class AlignmentSettings:
             a negative in another language teaches nothing.
         crop_reports: probability with which a stretch of a report stands for the whole, so that a prompt that names
             one finding is nothing new.
-        validation: task -> the data set on whose validation split it is measured, zero-shot.
+        validation: task (a name, or a YAML file) -> the data set on whose validation split it is measured, zero-shot.
         stream: read so many training records an epoch on the way; 0: prepare all of them first.
     """
 
@@ -160,11 +160,12 @@ def validate(
 ) -> dict[str, float]:
     """Macro AUROC of zero-shot classification for each task on its prepared data set."""
     figures = {}
-    for task, dataset in datasets.items():
-        targets, takes_part = labels(dataset.with_format(None).remove_columns(list(ECG_COLUMNS)), TASKS[task])
-        if TASKS[task].contrast:
+    for name, dataset in datasets.items():
+        task = find_task(name)
+        targets, takes_part = labels(dataset.with_format(None).remove_columns(list(ECG_COLUMNS)), task)
+        if task.contrast:
             targets = np.hstack([targets, 1 - targets])  # the complementary class has prompts, too
         batches = ecg_batches(dataset.select(np.flatnonzero(takes_part)), batch_size)
-        texts = prompts(TASKS[task])
-        figures[f"validation_{task}"] = zero_shot_auroc(model, processor, batches, targets[takes_part], texts)
+        texts = prompts(task)
+        figures[f"validation_{task.name}"] = zero_shot_auroc(model, processor, batches, targets[takes_part], texts)
     return figures
