@@ -25,10 +25,19 @@ from datasets import Array2D, Features, List, Value
 
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg
 from ecgformers.modeling.leads_ecg import lead_name
-from ecgformers.modeling.record_ecg import EcgRecord, millivolts
+from ecgformers.modeling.record_ecg import SIGNAL_COLUMNS, row_to_record
+
+__all__ = [
+    "SIGNAL_COLUMNS",
+    "SPLITS",
+    "patient_split",
+    "row_features",
+    "row_to_record",
+    "signal_columns",
+    "statements",
+]
 
 SPLITS = ("train", "validation", "test")
-SIGNAL_COLUMNS = ("signal", "gain", "baseline", "units", "lead_names", "sampling_rate")
 
 
 def row_features(leads: int, dtype: str) -> Features:
@@ -52,29 +61,6 @@ def row_features(leads: int, dtype: str) -> Features:
             "split": text,
             "source": text,
         }
-    )
-
-
-def row_to_record(row: Mapping[str, Any]) -> EcgRecord:
-    """The ECG of a row in millivolts, exactly what wfdb reads of its source, as `EcgFeatureExtractor` takes it.
-
-    Args:
-        row: of a data set built here, its columns Python lists or numpy arrays (`dataset.with_format("numpy")` is
-            the fast way); columns beside those of the signal become the record's metadata.
-    """
-    stored = np.asarray(row["signal"])  # (samples, leads)
-    scale = np.array([millivolts(unit) for unit in row["units"]])
-    signal = (stored - np.asarray(row["baseline"], np.float64)) / np.asarray(row["gain"], np.float64) * scale
-    if stored.dtype == np.float32:
-        signal = signal.astype(np.float32)
-    metadata = {name: value for name, value in row.items() if name not in SIGNAL_COLUMNS}
-    return EcgRecord(
-        signal=np.ascontiguousarray(signal.T),  # (leads, samples)
-        lead_names=tuple(str(name) for name in row["lead_names"]),
-        sampling_rate=float(row["sampling_rate"]),
-        units=tuple(str(unit) for unit in row["units"]),
-        source=f"{row.get('source')} (record {row.get('record_id')})",
-        metadata=metadata,
     )
 
 

@@ -72,15 +72,12 @@ def _enter(module: ModuleType) -> None:
 
 
 def _register_pipelines(module: Any) -> None:
-    from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForSpeechSeq2Seq
+    import transformers
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    for task, pipeline_class, auto_class in (
-        ("ecg-classification", module.EcgClassificationPipeline, AutoModelForSequenceClassification),
-        ("zero-shot-ecg-classification", module.ZeroShotEcgClassificationPipeline, AutoModel),
-        ("ecg-to-text", module.EcgToTextPipeline, AutoModelForSpeechSeq2Seq),
-    ):
-        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=auto_class)
+    for pipeline_class in module.PIPELINES:
+        classes = tuple(getattr(transformers, name) for name in pipeline_class.auto_classes)
+        PIPELINE_REGISTRY.register_pipeline(pipeline_class.task_name, pipeline_class, pt_model=classes)
 
 
 class _AfterImport(MetaPathFinder):

@@ -28,6 +28,24 @@ class EcgClassifierMixin(nn.Module):
     # Parameters of `ecg_model` on which logits do not depend: how their names begin.
     _unused_parameters: tuple[str, ...] = ()
 
+    _new_head: torch.Tensor | None = None
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
+        """As in transformers; `head_is_new` of the model says whether the folder had no head for it."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        if "classifier.weight" in absent:
+            model._new_head = model.classifier.weight.detach().clone()
+        return (model, info) if output_loading_info else model
+
+    @property
+    def head_is_new(self) -> bool:
+        """Whether the head is still the random one that was made because the folder had none."""
+        return self._new_head is not None and torch.equal(
+            self._new_head.to(self.classifier.weight), self.classifier.weight
+        )
+
     def train(self, mode: bool = True):
         """Also called at the end of `from_pretrained`, which makes every parameter trainable."""
         super().train(mode)

@@ -7,6 +7,7 @@ filtered, resampled, cropped, normalised and padded.  Every choice is a setting 
 import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from .quality_ecg import (
     longest_run,
     saturated_leads,
 )
+from .reading_ecg import read_ecg
 from .record_ecg import check_sampling_rate, to_millivolts
 
 POLICIES = {
@@ -214,11 +216,11 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             ecg: an array, tensor or nested list (leads, samples), a recording (anything with `signal` in mV,
-                `lead_names`, `sampling_rate` and, at best, `source`; such as `EcgRecord`), a list of these, or an
-                array (batch, leads, samples).
-            sampling_rate: of arrays, in Hz: one for all or one each.
-            lead_names: of arrays: one list for all or one each.
-            units: of arrays: `"nV"`, `"uV"`, `"mV"` or `"V"`, one for all or one a lead; mV when not given.
+                `lead_names`, `sampling_rate` and, at best, `source`; such as `EcgRecord`), the path of a file or
+                whatever else `read_ecg` takes, a list of these, or an array (batch, leads, samples).
+            sampling_rate: of arrays, in Hz: one for all or one each; of files that do not say theirs.
+            lead_names: likewise: one list for all or one each.
+            units: likewise: `"nV"`, `"uV"`, `"mV"` or `"V"`, one for all or one a lead; mV when not given.
             return_tensors: `"pt"`, or `"np"` (also the default).
 
         Returns:
@@ -268,12 +270,10 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         return report
 
     def _recordings(self, ecg: Any, sampling_rate: Any, lead_names: Any, units: Any) -> list[_Ecg]:
-        if isinstance(ecg, str | bytes):
-            raise TypeError("ecg must be a signal or a recording, not a name: open files with read_ecg first")
-        if _is_recording(ecg):
+        if _is_recording(ecg) or _is_source(ecg):
             items = [ecg]
         elif isinstance(ecg, list | tuple):
-            one = ecg and not any(_is_recording(item) or np.ndim(item) == 2 for item in ecg)
+            one = ecg and not any(_is_recording(item) or _is_source(item) or np.ndim(item) == 2 for item in ecg)
             items = [ecg] if one else list(ecg)
         else:
             items = list(ecg) if np.ndim(ecg) == 3 else [ecg]
@@ -387,9 +387,17 @@ def _is_recording(item: Any) -> bool:
     return all(hasattr(item, name) for name in ("signal", "lead_names", "sampling_rate"))
 
 
+def _is_source(item: Any) -> bool:
+    """Whether `read_ecg` is to open it."""
+    return not (_is_recording(item) or hasattr(item, "__array__") or isinstance(item, list | tuple | Number))
+
+
 def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index: int) -> _Ecg:
     """One item of a batch as a signal in mV with names and rate, or an error that says what it lacks."""
     source = f"record {index}"
+    if _is_source(item):
+        item = read_ecg(item, lead_names=lead_names, sampling_rate=sampling_rate, units=units)
+        sampling_rate = lead_names = units = None
     if _is_recording(item):
         source = str(getattr(item, "source", None) or source)
         if not (sampling_rate is None and lead_names is None and units is None):

@@ -15,7 +15,7 @@ from .hdf5_ecg import read_hdf5
 from .leads_ecg import lead_name
 from .matlab_ecg import read_matlab
 from .numpy_ecg import read_npy, read_npz
-from .record_ecg import EcgReadError, EcgRecord, RawEcg, to_millivolts
+from .record_ecg import SIGNAL_COLUMNS, EcgReadError, EcgRecord, RawEcg, row_to_record, to_millivolts
 from .wfdb_ecg import header_path, read_wfdb
 
 
@@ -37,7 +37,9 @@ def read_ecg(
             - a MATLAB file of any version with `val`, or just one matrix (it may be a structure's), of shape (leads,
               samples); an HDF5 file with just one array of that shape;
             - `.npy` with a (leads, samples) array; `.npz` with the keys of the mapping below;
-            - an array (leads, samples), or a mapping with `signal`, `lead_names`, `sampling_rate` and maybe `units`;
+            - an array (leads, samples), or a mapping with `signal` or `array`, `lead_names`, `sampling_rate` and maybe
+              `units`;
+            - a row of a data set that `datasets_scripts` built, integers with their gain and baseline;
             - an `EcgRecord`, which comes back as it is.
         lead_names: one name a lead.  Like the next two, needed where the source does not say, and believed where it
             says otherwise.
@@ -56,6 +58,8 @@ def read_ecg(
 
     Only the named file, and for WFDB files beside it, are read: never the network, never a pickle.
     """
+    if isinstance(source, Mapping) and set(SIGNAL_COLUMNS) <= source.keys():
+        source = row_to_record(source)
     if isinstance(source, EcgRecord):
         if not (lead_names is sampling_rate is units is None):
             raise EcgReadError(f"{source.source}: is an EcgRecord already; change it with dataclasses.replace")
@@ -81,6 +85,8 @@ def read_ecg(
 
 
 def _from_mapping(label: str, fields: Mapping[str, Any]) -> RawEcg:
+    if "array" in fields and "signal" not in fields:  # as the audio columns of `datasets` call it
+        fields = {**fields, "signal": fields["array"]}
     if "signal" not in fields:
         raise EcgReadError(f"{label}: has no 'signal' among its keys {sorted(map(str, fields))}")
     try:

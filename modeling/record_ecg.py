@@ -14,6 +14,9 @@ import numpy as np
 MAX_UNFOLDED_BYTES = 1 << 26
 MAX_UNFOLDING = 100
 
+# Of a row of a data set that `datasets_scripts` built; the signal in them is (samples, leads), as stored.
+SIGNAL_COLUMNS = ("signal", "gain", "baseline", "units", "lead_names", "sampling_rate")
+
 _MILLIVOLTS = {"nv": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}  # micro sign and Greek mu
 
 
@@ -130,6 +133,30 @@ def to_millivolts(
             raise EcgReadError(f"{source}: the unit of lead {name}, {error}; pass units=") from None
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
         return np.multiply(signal, scale, dtype=scale.dtype), units
+
+
+def row_to_record(row: Mapping[str, Any]) -> EcgRecord:
+    """The ECG of a row in millivolts, exactly what wfdb reads of its source, as `EcgFeatureExtractor` takes it.
+
+    Args:
+        row: of a data set that `datasets_scripts` built, its columns Python lists or numpy arrays
+            (`dataset.with_format("numpy")` is the fast way); columns beside `SIGNAL_COLUMNS` become the record's
+            metadata.
+    """
+    stored = np.asarray(row["signal"])  # (samples, leads)
+    scale = np.array([millivolts(unit) for unit in row["units"]])
+    signal = (stored - np.asarray(row["baseline"], np.float64)) / np.asarray(row["gain"], np.float64) * scale
+    if stored.dtype == np.float32:
+        signal = signal.astype(np.float32)
+    metadata = {name: value for name, value in row.items() if name not in SIGNAL_COLUMNS}
+    return EcgRecord(
+        signal=np.ascontiguousarray(signal.T),  # (leads, samples)
+        lead_names=tuple(str(name) for name in row["lead_names"]),
+        sampling_rate=float(row["sampling_rate"]),
+        units=tuple(str(unit) for unit in row["units"]),
+        source=f"{row.get('source')} (record {row.get('record_id')})",
+        metadata=metadata,
+    )
 
 
 def refuse_bomb(unfolded: int, stored: int, path: Path) -> None:

@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from pydicom.data import get_testdata_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForSpeechSeq2Seq, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+)
 
 from ecgformers import read_ecg
 from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.ecg_folder import EcgFolder
 from ecgformers.evaluation import zero_shot
 from ecgformers.evaluation.tasks import TASKS, prompts
-from ecgformers.modeling.pipelines_ecg import prompt_scores
+from ecgformers.modeling.pipelines_ecg import prompt_scores, tasks_of
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 FOLDERS = sorted(path.parent for path in CARDS.glob("*/config.json"))
@@ -33,6 +39,8 @@ def test_models_ship():
 
 def test_a_folder_is_whole_small_and_safe(folder):
     names = {path.name for path in folder.iterdir() if path.suffix != ".py"}
+    if "ecg-to-text" in tasks_of(AutoConfig.from_pretrained(folder)):
+        names.remove("generation_config.json")
     assert names == {
         "README.md",
         "config.json",
@@ -69,9 +77,11 @@ def test_melp_writes_a_report():
     folder = CARDS / "melp-tiny-ptb-xl"
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(read_ecg(get_testdata_file("waveform_ecg.dcm", download=False)))
-    ids = AutoModelForSpeechSeq2Seq.from_pretrained(folder).generate(**inputs, max_new_tokens=40)
-    report = processor.batch_decode(ids, skip_special_tokens=True)[0]
+    writer = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+    report = processor.batch_decode(writer.generate(**inputs), skip_special_tokens=True)[0]
     assert "sinus" in report
+    never_ending = writer.generate(**inputs, eos_token_id=1)  # as long as the longest text, not transformers' 20
+    assert never_ending.shape == (1, writer.config.max_text_length)
 
 
 @pytest.fixture(scope="module")

@@ -152,6 +152,20 @@ def test_records_carry_their_own_names_rate_and_unit():
         extractor(Recording(make_ecg()), sampling_rate=250)
 
 
+def test_files_are_opened_with_what_they_do_not_say_themselves(tmp_path):
+    extractor = EcgFeatureExtractor(**MELP)
+    expected = extractor(make_ecg(), 500, STANDARD_LEADS)["input_values"]
+    np.save(tmp_path / "signal.npy", make_ecg())
+    np.savez(tmp_path / "whole.npz", signal=make_ecg(), lead_names=STANDARD_LEADS, sampling_rate=500)
+    whole, bare = tmp_path / "whole.npz", str(tmp_path / "signal.npy")
+    np.testing.assert_array_equal(extractor(whole)["input_values"], expected)
+    np.testing.assert_array_equal(extractor([str(whole), whole])["input_values"], np.concatenate([expected] * 2))
+    np.testing.assert_array_equal(extractor(bare, 500, STANDARD_LEADS)["input_values"], expected)
+    assert extractor.check_ecg(bare) == [f"{bare}: does not say its lead names: pass lead_names=('I', 'II', ...)"]
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.hea"):
+        extractor(tmp_path / "nowhere.hea")
+
+
 def test_a_mixed_batch_equals_its_parts():
     extractor = EcgFeatureExtractor(**ECHOING_ECG)
     eight = [0, 1, *range(6, 12)]
@@ -347,7 +361,7 @@ def test_what_the_model_does_not_use_is_not_judged():
         (([make_ecg()] * 2, 500, [STANDARD_LEADS] * 3), "lead_names is given for 3 recordings, ecg holds 2"),
         (([make_ecg(), make_ecg()[:, :0]], 500, STANDARD_LEADS), "record 1: .*shape"),
         (([], 500, STANDARD_LEADS), "ecg holds no recording"),
-        (("record.hea", 500, STANDARD_LEADS), "read_ecg"),
+        (("https://example.org/record.hea", 500, STANDARD_LEADS), "https://.*not a local file"),
         ((np.zeros((12, 5000)), 500, STANDARD_LEADS), "no lead of the model carries a signal"),
     ],
 )

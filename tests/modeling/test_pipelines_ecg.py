@@ -13,10 +13,13 @@ import tiny_echoing_ecg
 import tiny_melp
 import torch
 import transformers
+from datasets import load_dataset
 from pydicom.data import get_testdata_file
+from synthetic import write_dataset
 from tiny import fill
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForSpeechSeq2Seq, AutoProcessor
 
+from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgForSequenceClassification
 from ecgformers.modeling.modeling_melp import MelpForConditionalGeneration
@@ -60,9 +63,9 @@ def records() -> list[EcgRecord]:
 
 
 def assert_answer(answer: list[dict], scores: dict[str, float]) -> None:
-    ranked = sorted(scores, key=lambda label: -scores[label])
-    assert [entry["label"] for entry in answer] == ranked
-    np.testing.assert_allclose([entry["score"] for entry in answer], [scores[label] for label in ranked], atol=1e-4)
+    found = {entry["label"]: entry["score"] for entry in answer}
+    assert found == pytest.approx(scores, abs=1e-4)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
 @torch.no_grad()
@@ -76,19 +79,36 @@ def zero_shot_by_hand(folder: Path, record: EcgRecord) -> dict[str, float]:
     return scores
 
 
+def softmax(scores: dict[str, float]) -> dict[str, float]:
+    return dict(zip(scores, torch.tensor(list(scores.values())).softmax(-1).tolist(), strict=True))
+
+
 @pytest.mark.parametrize("name", ["melp", "echoing_ecg"])
 def test_zero_shot(folders, records, name):
     classify = pipeline("zero-shot-ecg-classification", model=folders / name)
     expected = [zero_shot_by_hand(folders / name, record) for record in records]
-    assert_answer(classify(DICOM_ECG, candidate_labels=PROMPTS), expected[0])
+    assert_answer(classify(DICOM_ECG, candidate_labels=PROMPTS, function_to_apply="none"), expected[0])
+    sigmoids = {label: 1 / (1 + np.exp(-logit)) for label, logit in expected[0].items()}
+    assert_answer(classify(DICOM_ECG, candidate_labels=PROMPTS, function_to_apply="sigmoid"), sigmoids)
+    assert_answer(classify(DICOM_ECG, candidate_labels=PROMPTS), softmax(expected[0]))
     for batch_size in (1, 2):
         answers = classify(records, candidate_labels=PROMPTS, batch_size=batch_size)
         for answer, scores in zip(answers, expected, strict=True):
-            assert_answer(answer, scores)
+            assert_answer(answer, softmax(scores))
     best = classify(records[0], candidate_labels=PROMPTS, top_k=1)
     assert best == classify(DICOM_ECG, candidate_labels=PROMPTS)[:1]
     texts = [text for text in PROMPTS.values() if isinstance(text, str)]
     assert classify(DICOM_ECG, candidate_labels=texts)[0]["label"] == "atrial fibrillation"
+
+
+def test_the_hypothesis_template_holds_the_label(folders):
+    classify = pipeline("zero-shot-ecg-classification", model=folders / "melp", function_to_apply="none")
+    template = "normal ecg. no {}"
+    answer = classify(DICOM_ECG, candidate_labels=["infarction", "fibrillation"], hypothesis_template=template)
+    texts = {"infarction": "normal ecg. no infarction", "fibrillation": "normal ecg. no fibrillation"}
+    assert answer == classify(DICOM_ECG, candidate_labels=texts)
+    with pytest.raises(ValueError, match=r"must hold \{\}"):
+        classify(DICOM_ECG, candidate_labels=["infarction"], hypothesis_template="no label")
 
 
 def test_labels_may_be_given_once_for_all_calls(folders, records):
@@ -132,6 +152,11 @@ def test_classification(folders, records, problem_type, activation):
     for answer, scores in zip(classify(records, batch_size=2), expected, strict=True):
         assert_answer(answer, scores)
     assert classify(DICOM_ECG, top_k=2) == classify(DICOM_ECG)[:2]
+    for name, function in (("softmax", lambda x: x.softmax(-1)), ("sigmoid", torch.sigmoid), ("none", lambda x: x)):
+        scores = dict(zip(("AF", "MI", "NORM"), function(logits[0]).tolist(), strict=True))
+        assert_answer(classify(DICOM_ECG, function_to_apply=name), scores)
+    with pytest.raises(ValueError, match="'softplus' is none of 'softmax', 'sigmoid', 'none'"):
+        classify(DICOM_ECG, function_to_apply="softplus")
 
 
 def test_classification_by_folder_and_of_one_value(folders, records, tmp_path):
@@ -159,33 +184,164 @@ def test_report_writing(folders, records):
     assert write(records, **options) == write(records, **options, batch_size=2) == expected
 
 
-def test_any_source_of_read_ecg(folders, records):
-    classify = pipeline("ecg-classification", model=folders / "classifier")
+@pytest.fixture(scope="module")
+def classify(folders):
+    return pipeline("ecg-classification", model=folders / "classifier")
+
+
+def test_any_source_of_read_ecg(classify, records):
     record = records[0]
-    mapping = {"signal": record.signal, "lead_names": record.lead_names, "sampling_rate": 1000}
-    assert classify(mapping) == classify(record) == classify(DICOM_ECG)
+    fields = {"lead_names": record.lead_names, "sampling_rate": 1000}
+    expected = classify(DICOM_ECG)
+    for name in ("signal", "array"):
+        assert classify({name: record.signal, **fields}) == expected
+    assert classify(Path(DICOM_ECG)) == classify(record) == classify(record.signal, **fields) == expected
     with pytest.raises(EcgReadError, match="lead names"):
         classify(record.signal)
+    with pytest.raises(EcgReadError, match="not a local file; download"):
+        classify("https://example.org/record.hea")
+
+
+def test_rows_of_a_data_set(classify, tmp_path):
+    write_dataset(tmp_path / "rows", records=12, samples=300)
+    rows = load_dataset(str(tmp_path / "rows"), split="train").select(range(3))
+    expected = [classify(row_to_record(row)) for row in rows]
+    assert classify(rows[0]) == expected[0]
+    for answers in (classify(rows), classify(rows.with_format("numpy"), batch_size=2)):
+        assert_same(list(answers), expected)
+
+
+def test_several_ecgs_at_once(classify, records):
+    expected = [classify(record) for record in records]
+    assert classify(records) == classify(tuple(records)) == expected
+    assert classify([]) == classify(()) == []
+
+    def endless():
+        yield from records
+        raise AssertionError("asked for more than needed")
+
+    answers = classify(endless())
+    assert [next(answers) for _ in records[:2]] == expected[:2]
+    assert_same(list(classify(iter(records), batch_size=2)), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_broken_ecg_among_others(folders, records, tmp_path, batch_size):
+    (tmp_path / "broken.hea").write_text("not a header")
+    flat = EcgRecord(np.zeros((12, 5000)), records[0].lead_names, 500.0, source="flat line")
+    ecgs = [tmp_path / "broken.hea", records[0], tmp_path / "absent.dcm", flat, records[1]]
+    for task, options in (
+        ("ecg-classification", {}),
+        ("zero-shot-ecg-classification", {"candidate_labels": PROMPTS}),
+        ("ecg-to-text", {"max_new_tokens": 5}),
+        ("ecg-feature-extraction", {}),
+    ):
+        run = pipeline(task, model=folders / ("classifier" if task == "ecg-classification" else "melp"), **options)
+        answers = run(ecgs, on_error="skip", batch_size=batch_size)
+        assert [answer["error"].partition(":")[0].rpartition("/")[2] for answer in (answers[0], *answers[2:4])] == [
+            "broken.hea",
+            "absent.dcm",
+            "flat line",
+        ]
+        assert_same([answers[1], answers[4]], run([records[0], records[1]]))
+        with pytest.raises(EcgReadError, match=r"broken\.hea"):
+            run(ecgs, batch_size=batch_size)
+    with pytest.raises(ValueError, match="'ignore' is neither 'raise' nor 'skip'"):
+        run(ecgs, on_error="ignore")
+
+
+@pytest.mark.parametrize(("name", "width"), [("melp", 16), ("echoing_ecg", 16), ("classifier", 16)])
+def test_features(folders, records, name, width):
+    extract = pipeline("ecg-feature-extraction", model=folders / name)
+    model, extractor = AutoModel.from_pretrained(folders / name).eval(), EXTRACTOR
+    with torch.no_grad():
+        inputs = extractor(records, return_tensors="pt")
+        outputs = getattr(model, "get_ecg_features", model)(**inputs)
+    for output in ("ecg_embeds", "pooler_output", "mean_state"):
+        found = torch.tensor(extract(records, output=output, batch_size=2))
+        torch.testing.assert_close(found, outputs[output], atol=1e-4, rtol=1e-4)
+    assert extract(DICOM_ECG, return_tensors=True).shape == (width,)
+    with pytest.raises(ValueError, match=r"no output 'embeds'; it has .*ecg_embeds"):
+        extract(DICOM_ECG, output="embeds")
+
+
+def test_a_task_that_a_model_cannot_do(folders):
+    able = "ecg-feature-extraction, zero-shot-ecg-classification"
+    for name, task, message in (
+        ("melp", "ecg-classification", f"no trained head.*Fine-tune.*It can do {able}, ecg-to-text"),
+        ("echoing_ecg", "ecg-classification", f"no trained head.*Fine-tune.*It can do {able}"),
+        ("echoing_ecg", "ecg-to-text", rf"writes no text\.  It can do {able}\."),
+        ("classifier", "zero-shot-ecg-classification", "no trained text tower.*can do ecg-classification, ecg-feat"),
+        ("classifier", "ecg-to-text", "writes no text.*It can do ecg-classification, ecg-feature-extraction"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*cannot do {task}: .*{message}"):
+            pipeline(task, model=folders / name)
+
+
+def test_a_head_that_was_trained_is_no_longer_new(folders, records):
+    model, info = AutoModelForSequenceClassification.from_pretrained(folders / "melp", output_loading_info=True)
+    assert model.head_is_new and "classifier.weight" in info["missing_keys"]
+    model.train()(**EXTRACTOR(records, return_tensors="pt"), labels=torch.tensor([0, 1, 0])).loss.backward()
+    torch.optim.SGD(model.classifier.parameters(), 0.1).step()
+    assert not model.head_is_new
+    answer = pipeline("ecg-classification", model=model.eval(), feature_extractor=EXTRACTOR)(records[0])
+    assert {entry["label"] for entry in answer} == {"LABEL_0", "LABEL_1"}
+    assert not AutoModelForSequenceClassification.from_pretrained(folders / "classifier").head_is_new
+
+
+def test_a_report_may_be_as_long_as_the_longest_text(folders, records, monkeypatch):
+    write = pipeline("ecg-to-text", model=folders / "melp")
+    lengths = []
+    monkeypatch.setattr(
+        write.model, "generate", lambda **options: lengths.append(options) or torch.zeros(1, 2, dtype=int)
+    )
+    write(records[0])
+    write(records[0], max_new_tokens=4)
+    assert [options["max_new_tokens"] for options in lengths] == [30, 4]  # 31 is the tiny model's longest
 
 
 LOAD_ALONE = """
 import json, sys
 sys.modules["ecgformers"] = None  # from here on it cannot be imported
 from transformers import pipeline
-classify = pipeline("zero-shot-ecg-classification", model=sys.argv[1], trust_remote_code=True, device="cpu")
-json.dump(classify(sys.argv[2], candidate_labels=json.loads(sys.argv[3])), sys.stdout)
+folder, ecg, tasks = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+pipelines = {task: pipeline(task, model=folder, trust_remote_code=True, device="cpu") for task in tasks}
+pipelines["ecg-feature-extraction"].save_pretrained(folder + "-again")
+for task in tasks:
+    pipelines[task + " again"] = pipeline(task, model=folder + "-again", trust_remote_code=True, device="cpu")
+json.dump({name: run(ecg, **tasks[name.split()[0]]) for name, run in pipelines.items()}, sys.stdout)
 """
+TASKS = {
+    "zero-shot-ecg-classification": {"candidate_labels": PROMPTS},
+    "ecg-to-text": {"max_new_tokens": 6},
+    "ecg-feature-extraction": {},
+}
 
 
-def test_a_saved_pipeline_needs_no_ecgformers(folders, tmp_path):
-    classify = pipeline("zero-shot-ecg-classification", model=folders / "echoing_ecg")
-    classify.save_pretrained(tmp_path / "saved")
+def test_a_folder_saved_by_one_pipeline_holds_all_tasks_and_needs_no_ecgformers(folders, tmp_path):
+    pipelines = {task: pipeline(task, model=folders / "melp") for task in TASKS}
+    pipelines["ecg-feature-extraction"].save_pretrained(tmp_path / "saved")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", LOAD_ALONE, str(tmp_path / "saved"), DICOM_ECG, json.dumps(PROMPTS)]
+    command = [sys.executable, "-c", LOAD_ALONE, str(tmp_path / "saved"), DICOM_ECG, json.dumps(TASKS)]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert_answer(
-        json.loads(result.stdout),
-        {entry["label"]: entry["score"] for entry in classify(DICOM_ECG, candidate_labels=PROMPTS)},
-    )
+    answers = json.loads(result.stdout)
+    for task, options in TASKS.items():
+        assert answers[task] == answers[f"{task} again"]
+        np.testing.assert_allclose(numbers(answers[task]), numbers(pipelines[task](DICOM_ECG, **options)), atol=1e-6)
+
+
+def assert_same(answers: list, expected: list) -> None:
+    """The batch in which an ECG is changes the last bits of its scores."""
+    for answer, of_one in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(numbers(answer), numbers(of_one), atol=1e-4)
+
+
+def numbers(answer: list) -> list[float]:
+    """The numbers of an answer; of texts their letters."""
+    if isinstance(answer[0], float):
+        return answer
+    if "score" in answer[0]:
+        return [entry["score"] for entry in answer]
+    return [ord(letter) for entry in answer for letter in entry["generated_text"]]
