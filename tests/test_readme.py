@@ -1,14 +1,16 @@
-"""The fine-tuning script of the README, run word for word."""
+"""The fine-tuning script of the README and its evaluations, run word for word."""
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_evaluation import write_melp_encoder
+from small_evaluation import evaluation_rows, write_echoing_ecg, write_melp, write_melp_encoder, write_rows
 from synthetic import REPORTS, write_dataset
 from transformers import pipeline
 
@@ -61,3 +63,27 @@ def test_it_reaches_what_finetune_reaches(ptb_xl_dir, tmp_path, monkeypatch):
     expected = finetune.main(command).rows[0]["auroc_macro"]["value"]
     print(f"macro AUROC: the script {reached:.4f}, finetune {expected:.4f}")
     assert reached > expected - 0.01
+
+
+def evaluation_lines() -> list[list[str]]:
+    """The commands under "Evaluate", word by word."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Evaluate\n")[1]
+    lines = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1].replace("\\\n", "").splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def test_its_evaluations_run(tmp_path, monkeypatch, capsys):
+    write_rows(tmp_path / "data" / "ptb-xl", evaluation_rows(100))
+    write_melp(tmp_path / "model_cards" / "melp-tiny-ptb-xl")
+    write_echoing_ecg(tmp_path / "model_cards" / "echoing-ecg-tiny-ptb-xl")
+    monkeypatch.chdir(tmp_path)
+    for python, flag, module, *arguments in evaluation_lines():
+        assert (python, flag) == ("python", "-m")
+        importlib.import_module(module).main(arguments)
+    printed = capsys.readouterr().out
+    assert "### model_cards/melp-tiny-ptb-xl compared with model_cards/echoing-ecg-tiny-ptb-xl" in printed
+    results = {path.name for path in Path("results").glob("*.json")}
+    models = ("melp-tiny-ptb-xl", "echoing-ecg-tiny-ptb-xl")
+    assert results == {f"zero_shot_ptbxl_super_{model}.json" for model in models} | {
+        f"{name}_ptbxl_super_melp-tiny-ptb-xl.json" for name in ("linear_probe", "finetune")
+    }
