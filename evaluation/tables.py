@@ -66,9 +66,7 @@ class Table:
         self.notes = [*self.data.notes, *self.notes]
         path = self.options.output / f"{self.name}.json"
         if path.exists() and (other := read_json(path).get("model")) != self.options.model:
-            raise FileExistsError(
-                f"{path} is the result of {other}, not of {self.options.model}: choose another --output"
-            )
+            raise FileExistsError(f"{path} is of {other}, not of {self.options.model}: choose another --output")
 
     @property
     def title(self) -> str:

@@ -10,6 +10,7 @@ from small_evaluation import evaluation_rows, write_melp, write_melp_encoder, wr
 
 from ecgformers.evaluation import leaderboard, linear_probe
 from ecgformers.evaluation.leaderboard_figure import leaderboard_figure
+from ecgformers.options import run_command
 
 
 @pytest.fixture
@@ -163,6 +164,11 @@ def test_the_figure_has_a_panel_a_task_and_a_point_a_figure():
     ("change", "message"),
     [
         ({"models": {}}, "lacks models"),
+        ({"models": ["a", "b"]}, "lacks models, each a mapping"),
+        ({"models": {"../../escaped": "m1"}}, r"models: '../../escaped' shall name a folder"),
+        ({"models": {"..": "m1"}}, r"models: '\.\.' shall name a folder"),
+        ({"evaluations": {"a/b": {"recipe": "zero_shot", "data": "small"}}}, "evaluations: 'a/b' shall name a folder"),
+        ({"evaluations": {"x": "zero_shot"}}, "evaluation x is not a mapping"),
         ({"evaluations": {"x": {"recipe": "magic", "data": "small"}}}, "recipe 'magic' is none of zero_shot"),
         ({"evaluations": {"x": {"recipe": "zero_shot", "data": "large"}}}, "data 'large' is none of small"),
         ({"evaluations": {"x": {"recipe": "zero_shot", "data": "small", "models": {"c": {}}}}}, "models has no c"),
@@ -172,3 +178,28 @@ def test_what_is_wrong_in_the_configuration_is_named(change, message, config, tm
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         leaderboard.main(["--config", str(config), "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["models: [", "- models", "7", ""])
+def test_a_configuration_of_another_shape_is_named(text, tmp_path):
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"wrong\.yaml"):
+        leaderboard.main(["--config", str(tmp_path / "wrong.yaml"), "--output", str(tmp_path / "results")])
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cut_record_of_what_is_done_is_named(config, tmp_path):
+    (tmp_path / "done.json").write_text('{"both/zero-shot": {"state')
+    with pytest.raises(ValueError, match=r"done\.json is no whole JSON file .* remove it"):
+        leaderboard.main(["--config", str(config), "--output", str(tmp_path)])
+
+
+def test_where_nothing_succeeds_the_command_fails(config, tmp_path):
+    content = yaml.safe_load(config.read_text())
+    content["models"] = {"none": str(tmp_path / "none")}
+    content["evaluations"] = {"zero-shot": content["evaluations"]["zero-shot"]}
+    config.write_text(yaml.safe_dump(content))
+    command = ["--config", str(config), "--output", str(tmp_path / "results")]
+    with pytest.raises(SystemExit, match=r"no evaluation has a result: .*leaderboard\.md says why"):
+        run_command(lambda: leaderboard.main(command))
+    assert "there is no folder" in (tmp_path / "results" / "leaderboard.md").read_text()

@@ -172,3 +172,24 @@ def test_errors_that_a_user_can_mend_end_with_a_message(capsys):
 
     with pytest.raises(SystemExit, match="ValueError: fold 10 is missing"):
         run_command(main)
+
+
+def test_no_model_replaces_the_results_of_another(data, tmp_path):
+    test = load_task(data, "ptbxl_super").part("test")
+
+    def write(model):
+        options = EvaluationOptions(model=model, data=data, output=tmp_path, resamples=0)
+        table = ClassificationTable("zero_shot", options, test)
+        table.add(table.model, test.targets, "no labels")
+        table.write()
+        return tmp_path / f"{table.name}.json"
+
+    paths = [write(model) for model in ("org/one", "two", "theirs/two.1", "org/one")]  # the last one once more
+    assert len(set(paths)) == 3 and all(json.loads(path.read_text())["rows"] for path in paths)
+    before = paths[0].read_text()
+    with pytest.raises(FileExistsError, match=r"_one\.json is of org/one, not of other/one: choose another --output"):
+        write("other/one")
+    assert paths[0].read_text() == before
+    paths[1].write_text(before[:50])
+    with pytest.raises(ValueError, match=r"_two\.json is no whole JSON file"):
+        write("two")
