@@ -1,6 +1,7 @@
 """Recordings as a model takes them: prepared once by its feature extractor, augmented by record and epoch."""
 
 import hashlib
+import inspect
 import json
 import logging
 import warnings
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from datasets import Array2D, Dataset, IterableDataset, List, Value
 from transformers import BatchFeature
+from transformers.dynamic_module_utils import get_relative_import_files
 
+from ecgformers import __version__
 from ecgformers.datasets_scripts.rows import SIGNAL_COLUMNS, row_to_record
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.quality_ecg import EcgQualityError
@@ -29,8 +32,7 @@ def prepare(dataset: Dataset, extractor: EcgFeatureExtractor, cache: Path) -> Da
     Adds `input_values` (leads, samples), `lead_mask` (leads) and `sample_mask` (samples); a recording that the
     extractor refuses is left out, with a message that says how many and why.
     """
-    settings = json.dumps(extractor.to_dict(), sort_keys=True, default=str)
-    key = hashlib.sha256(f"{dataset._fingerprint}{settings}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{dataset._fingerprint}{extractor_fingerprint(extractor)}".encode()).hexdigest()[:16]
     features = dataset.features.copy()
     for name in SIGNAL_COLUMNS:
         del features[name]
@@ -56,6 +58,15 @@ def prepare(dataset: Dataset, extractor: EcgFeatureExtractor, cache: Path) -> Da
         logger.warning("%d recordings left out: %s", len(refused), "; ".join(refused))
         prepared = prepared.select(np.flatnonzero([not reason for reason in refusals]))
     return prepared.remove_columns("refusal")
+
+
+def extractor_fingerprint(extractor: Any) -> str:
+    """A name for exactly this preparation of a recording: settings, the code that reads them, ecgformers' version."""
+    digest = hashlib.sha256(f"{__version__}{json.dumps(extractor.to_dict(), sort_keys=True, default=str)}".encode())
+    file = inspect.getfile(type(extractor))
+    for path in sorted({file, *get_relative_import_files(file)}):
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
 
 
 def stream(rows: IterableDataset, extractor: EcgFeatureExtractor) -> IterableDataset:

@@ -33,7 +33,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, AutoModel
 
-from ecgformers import __version__
+from ecgformers.datasets_scripts.preparing import extractor_fingerprint
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.evaluation.options import EvaluationOptions, FeatureOptions, is_factory
 from ecgformers.evaluation.records import RecordData
@@ -96,8 +96,7 @@ class HubEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """A name for exactly these weights and this preparation of the signal."""
-        settings = json.dumps(self.feature_extractor.to_dict(), sort_keys=True, default=str)
-        digest = hashlib.sha256(f"{__version__}{self.outputs}{settings}".encode())
+        digest = hashlib.sha256(f"{self.outputs}{extractor_fingerprint(self.feature_extractor)}".encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())

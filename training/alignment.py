@@ -18,7 +18,7 @@ from ecgformers.evaluation.tasks import find_task, labels, prompts
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.options import is_missing_folder
-from ecgformers.training.loading import EcgTextCollator, clean_report, keep_rows, load_split, training_batches
+from ecgformers.training.loading import EcgTextCollator, keep_rows, load_split, training_batches
 from ecgformers.training.loop import LoopSettings, save_with, train
 from ecgformers.training.mixing import Batches, mix_batches
 
@@ -105,10 +105,10 @@ def align(
         raise ValueError(
             "validation is empty: name at least one task and its data set, e.g. validation.ptbxl_super=DIR"
         )
-    remove, loop, cache = tuple(settings.remove), settings.loop, Path(settings.cache)
+    loop, cache = settings.loop, Path(settings.cache)
 
     def has_report(report: str | None) -> bool:
-        return len(clean_report(report or "", remove).split()) >= max(1, settings.min_words)
+        return len(processor.clean_text(report or "").split()) >= max(1, settings.min_words)
 
     def group_of(row: Mapping[str, Any]) -> int:
         matches = (re.search(pattern, row["report"], re.IGNORECASE) for pattern in settings.groups)
@@ -117,9 +117,7 @@ def align(
     num_records, batches = training_batches(
         settings.data,
         processor.feature_extractor,
-        partial(
-            EcgTextCollator, processor, settings.augmentation, loop.seed, remove=remove, crop=settings.crop_reports
-        ),
+        partial(EcgTextCollator, processor, settings.augmentation, loop.seed, crop=settings.crop_reports),
         cache,
         loop,
         accelerator,

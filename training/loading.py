@@ -4,7 +4,6 @@ Neither the order of records nor the number of workers changes what a model sees
 """
 
 import itertools
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,18 +86,6 @@ def streamed_batches(
             waiting = waiting[batch_size:]
         if len(block) < block_size:
             return
-
-
-def clean_report(report: str, remove: Sequence[str] = ()) -> str:
-    """Lower case, single spaces, a full stop at the end (the rules of MELP's reports).
-
-    Args:
-        remove: patterns of what is no part of a report (a machine's version, notes of editors), taken out first.
-    """
-    for pattern in remove:
-        report = re.sub(pattern, " ", report, flags=re.IGNORECASE)
-    text = " ".join(report.lower().split())
-    return text if not text or text.endswith(".") else f"{text}."
 
 
 def epoch_batches(
@@ -214,7 +201,6 @@ class EcgTextCollator:
     """Rows -> recordings, augmented, and their tokenised reports.
 
     Args:
-        remove: see `clean_report`.
         crop: probability with which a stretch of a report stands for the whole; see `crop_report`.
     """
 
@@ -222,7 +208,6 @@ class EcgTextCollator:
     augmentation: Augmentation
     seed: int
     epoch: int
-    remove: Sequence[str] = ()
     crop: float = 0.0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -231,7 +216,7 @@ class EcgTextCollator:
         for row in rows:
             rng = record_rng(self.seed, self.epoch, str(row["record_id"]))
             ecgs.append(self.augmentation(row, rate, rng))
-            report = clean_report(str(row["report"]), self.remove)
+            report = self.processor.clean_text(str(row["report"]))
             reports.append(crop_report(report, rng) if rng.random() < self.crop else report)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a report longer than the model takes is cut

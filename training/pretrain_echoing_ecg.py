@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None, model_class: type[EchoingEcgMod
         tokenizer,
         prompt_template=settings.prompt_template,
         lowercase=True,
+        full_stop=True,
+        remove_patterns=settings.remove,
         max_text_length=model.text_model.bert.config.max_position_embeddings,
     )
     other = None

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None):
         EcgFeatureExtractor(**settings.processor),
         tokenizer,
         lowercase=True,
+        full_stop=True,
+        remove_patterns=settings.remove,
         max_text_length=model.config.max_text_length,
     )
     best = align(settings, accelerator, model, processor)

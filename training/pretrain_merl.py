@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None):
         EcgFeatureExtractor(**settings.processor),
         tokenizer,
         lowercase=True,
+        full_stop=True,
+        remove_patterns=settings.remove,
         max_text_length=model.config.text_config.max_position_embeddings,
     )
     best = align(settings, accelerator, model, processor)

@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from ecgformers.datasets_scripts.preparing import stable_hash
+from ecgformers.modeling.processing_ecg import clean_text
 from ecgformers.modeling.tokenization_melp import SPECIAL_TOKENS, as_report_tokenizer
-from ecgformers.training.loading import clean_report, map_batches
+from ecgformers.training.loading import map_batches
 from ecgformers.training.loop import LoopSettings, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
 
@@ -59,7 +60,8 @@ def load_texts(sources: Sequence[str], column: str, split: str, remove: Sequence
             texts += [line for i, line in enumerate(lines) if (i % 20 == 0) == (split != "train")]
         else:
             texts += [text for text in load_dataset(source, split=split)[column] if text]
-    return [text for text in (clean_report(text, remove) for text in texts) if text]
+    cleaned = (clean_text(text, lowercase=True, full_stop=True, remove_patterns=remove) for text in texts)
+    return [text for text in cleaned if text]
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:

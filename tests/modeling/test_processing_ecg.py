@@ -1,5 +1,6 @@
 """EcgProcessor: one call, every input of a model; saved with its code, it loads where ecgformers is not installed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
-from ecgformers.modeling.processing_ecg import EcgProcessor
+from ecgformers.modeling.processing_ecg import EcgProcessor, clean_text
 
 SPECIAL = ["[PAD]", "[UNK]", "[BOS]", "[SEP]"]
 WORDS = [
@@ -105,6 +106,39 @@ def test_lower_case_is_for_the_text_and_not_for_the_template():
         EcgProcessor(EcgFeatureExtractor(), make_tokenizer(), prompt_template="Report")
 
 
+CLEANED = [
+    ("  Sinusrhythmus \n  Normales EKG", "sinusrhythmus normales ekg."),
+    ("a. b.", "a. b."),
+    ("Normales EKG 4.46   UNBESTÄTIGTER Bericht", "normales ekg."),
+    ("edit: x", ""),
+    ("", ""),
+]
+CLEANING = {
+    "lowercase": True,
+    "full_stop": True,
+    "remove_patterns": [r"4\.46", "unbestätigter bericht", "edit:.*"],
+}
+
+
+@pytest.mark.parametrize(("text", "cleaned"), CLEANED)
+def test_texts_are_cleaned_as_the_settings_say(text, cleaned):
+    processor = EcgProcessor(EcgFeatureExtractor(), make_tokenizer(), **CLEANING)
+    assert processor.clean_text(text) == clean_text(text, **CLEANING) == cleaned
+    assert processor.clean_text(cleaned) == cleaned
+    plain = EcgProcessor(EcgFeatureExtractor(), make_tokenizer())
+    assert processor(text=text)["input_ids"].tolist() == plain(text=cleaned)["input_ids"].tolist()
+
+
+def test_a_folder_saved_without_these_settings_cleans_as_before(tmp_path):
+    processor = EcgProcessor(EcgFeatureExtractor(), make_tokenizer(), lowercase=True)
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    del saved["full_stop"], saved["remove_patterns"]
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved))
+    loaded = EcgProcessor.from_pretrained(tmp_path)
+    assert loaded.clean_text("Normal ECG 4.46") == "normal ecg 4.46"
+
+
 def test_long_texts_are_cut_with_a_warning():
     processor = EcgProcessor(EcgFeatureExtractor(), make_tokenizer(), max_text_length=6)
     with pytest.warns(UserWarning, match=r"texts \[1\] are cut to max_text_length=6 tokens"):
@@ -141,7 +175,7 @@ assert type(AutoFeatureExtractor.from_pretrained(sys.argv[2])) is EcgFeatureExtr
 
 def test_a_saved_folder_loads_with_and_without_ecgformers(tmp_path, ecg):
     extractor = EcgFeatureExtractor(normalization="min_max", flat_leads="error")
-    processor = EcgProcessor(extractor, make_tokenizer(), prompt_template=PROMPT, lowercase=True, max_text_length=9)
+    processor = EcgProcessor(extractor, make_tokenizer(), prompt_template=PROMPT, max_text_length=9, **CLEANING)
     saved, lone = tmp_path / "processor", tmp_path / "extractor"
     processor.save_pretrained(saved)
     extractor.save_pretrained(lone)
@@ -151,7 +185,7 @@ def test_a_saved_folder_loads_with_and_without_ecgformers(tmp_path, ecg):
     assert "AutoProcessor" not in (lone / "preprocessor_config.json").read_text()  # its file is not there
 
     loaded = EcgProcessor.from_pretrained(saved, trust_remote_code=True)
-    for setting in ("prompt_template", "lowercase", "max_text_length"):
+    for setting in ("prompt_template", "max_text_length", *CLEANING):
         assert getattr(loaded, setting) == getattr(processor, setting)
 
     elsewhere = tmp_path / "elsewhere"

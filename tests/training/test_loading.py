@@ -1,6 +1,8 @@
 """From a data set's folder to batches: prepared once, or streamed."""
 
 import logging
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from ecgformers.modeling.configuration_melp import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.training.loading import EcgHalvesCollator, keep_rows, load_split, streamed_batches
 
-EXTRACTOR = EcgFeatureExtractor(sampling_rate=100, num_samples=300, normalization="min_max")
+SETTINGS = {"sampling_rate": 100, "num_samples": 300, "normalization": "min_max"}
+EXTRACTOR = EcgFeatureExtractor(**SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,38 @@ def test_prepared_rows_are_what_the_extractor_makes_of_each_recording(folder, tm
     assert len(list(tmp_path.iterdir())) == 1 and np.array_equal(again[3]["input_values"], prepared[3]["input_values"])
     prepare(raw, EcgFeatureExtractor(sampling_rate=100, num_samples=200, normalization="min_max"), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+OWN_EXTRACTOR = """
+from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from .own_scale import SCALE
+
+class OwnExtractor(EcgFeatureExtractor):
+    def __call__(self, *args, **kwargs):
+        inputs = super().__call__(*args, **kwargs)
+        inputs["input_values"] = inputs["input_values"] * SCALE
+        return inputs
+"""
+
+
+def test_other_code_of_the_extractor_or_another_version_prepares_anew(folder, tmp_path, monkeypatch):
+    package = tmp_path / "own_package"
+    package.mkdir()
+    (package / "own_extractor.py").write_text(OWN_EXTRACTOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    raw, cache, first = load_split([str(folder)], "train"), tmp_path / "cache", []
+    for scale in (1, 2):  # a mended mistake in a file that the extractor imports
+        (package / "own_scale.py").write_text(f"SCALE = {scale}.0  # {'!' * scale}")
+        for name in [name for name in sys.modules if name.startswith("own_package")]:
+            del sys.modules[name]
+        own = import_module("own_package.own_extractor").OwnExtractor(**SETTINGS)
+        for _ in range(2):
+            first.append(np.asarray(prepare(raw, own, cache)[0]["input_values"]))
+        assert len(list(cache.iterdir())) == scale
+    assert np.array_equal(first[0], first[1]) and np.array_equal(first[2], 2 * first[0])
+    monkeypatch.setattr("ecgformers.datasets_scripts.preparing.__version__", "another")
+    prepare(raw, own, cache)
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_what_is_prepared_lies_in_the_named_folder_alone(folder, tmp_path):

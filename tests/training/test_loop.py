@@ -21,7 +21,7 @@ from ecgformers.datasets_scripts.preparing import Augmentation, record_rng
 from ecgformers.modeling.losses_ecg import contrastive_loss
 from ecgformers.training import diagnostics, loop
 from ecgformers.training.diagnostics import CollapseError, CollapseWatch, check_gather, embedding_spread
-from ecgformers.training.loading import clean_report, crop_report, epoch_batches, map_batches
+from ecgformers.training.loading import crop_report, epoch_batches, map_batches
 from ecgformers.training.loop import (
     LoopSettings,
     NonFiniteError,
@@ -295,16 +295,6 @@ def test_a_window_lies_within_the_recording_and_moves():
         assert ecg["sample_mask"].all() and ecg["input_values"].shape == (12, 40)
         starts.add(int(ecg["input_values"][0, 0]))
     assert min(starts) < 3 and max(starts) > 27 and max(starts) <= 30
-
-
-def test_reports_are_cleaned():
-    assert clean_report("  Sinusrhythmus \n  Normales EKG") == "sinusrhythmus normales ekg."
-    assert clean_report("a. b.") == "a. b."
-    assert (
-        clean_report("Normales EKG 4.46   UNBESTÄTIGTER Bericht", [r"4\.46", "unbestätigter bericht"])
-        == "normales ekg."
-    )
-    assert clean_report("edit: x", ["edit:.*"]) == ""
 
 
 @pytest.mark.parametrize(("report", "parts"), [("a b. c. d.", 6), ("a b c.", 6), ("a.", 1)])
