@@ -140,7 +140,10 @@ def make_trainer(
     """A Trainer that keeps the epoch with the best macro AUROC on the validation set."""
     trained: Any = model
     if options.lora:
-        from peft import LoraConfig, get_peft_model
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise ValueError('--lora needs peft: pip install "ecgformers[train]"') from None
 
         lora = LoraConfig(r=options.lora, lora_alpha=2 * options.lora, target_modules="all-linear")
         lora.modules_to_save = ["classifier"]
