@@ -4,84 +4,64 @@ Leads are matched by name, units scaled, limb leads completed, bad input refused
 filtered, resampled, cropped, normalised and padded.  Every choice is a setting that is saved with the model.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
-from fractions import Fraction
-from numbers import Number
+from numbers import Integral, Number, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.signal import butter, resample_poly, sosfiltfilt
 from transformers import BatchFeature, FeatureExtractionMixin
 
+from .filtering_ecg import bandpass_filter, resample
 from .leads_ecg import LIMB_LEADS, STANDARD_LEADS, canonical_lead_name, derive_limb_leads
 from .quality_ecg import (
-    MAX_FLAT_RANGE,
+    MAX_VOLTAGE,
     EcgQualityError,
     EcgQualityWarning,
+    Finding,
+    Leads,
+    beyond_amplifier,
+    extremes,
     flat_leads,
     implausible_scale,
-    limb_lead_conflict,
+    inconsistent_leads,
     list_leads,
     longest_run,
     saturated_leads,
+    unusual_gain,
 )
 from .reading_ecg import read_ecg
-from .record_ecg import check_sampling_rate, to_millivolts
+from .record_ecg import check_sampling_rate, check_shape, to_millivolts
 
 POLICIES = {
     "missing_leads": ("error", "zero_fill"),
     "unknown_leads": ("drop", "error"),
     "non_finite": ("error", "interpolate"),
+    "out_of_range": ("error", "interpolate", "ignore"),
     "implausible_scale": ("error", "warn", "ignore"),
+    "unusual_gain": ("warn", "error", "ignore"),
     "flat_leads": ("warn", "error", "zero_fill", "ignore"),
     "saturated_leads": ("warn", "error", "ignore"),
     "inconsistent_leads": ("warn", "error", "ignore"),
     "short_recordings": ("error", "pad"),
+    "long_recordings": ("warn", "error", "ignore"),
 }
 """The policies of `EcgFeatureExtractor`, the values each may have, its default first."""
 
-
-def bandpass_filter(
-    signal: np.ndarray, sampling_rate: float, band: Sequence[float], target_rate: float, order: int = 4
-) -> np.ndarray:
-    """Zero-phase Butterworth band-pass of `signal` (..., samples), to be applied before resampling to `target_rate`.
-
-    The upper edge is at most 0.45 x `target_rate`; a lower edge of 0 or less makes a low-pass.  Returns float64.
-
-    Raises:
-        ValueError: when the sampling rate cannot hold the band, or the signal is too short for the filter.
-    """
-    low, high = band[0], min(band[1], 0.45 * target_rate)
-    if high >= sampling_rate / 2:
-        raise ValueError(f"a signal sampled at {sampling_rate:g} Hz cannot hold the band up to {high:g} Hz")
-    edges, kind = ((low, high), "bandpass") if low > 0 else (high, "lowpass")
-    sections = butter(order, edges, btype=kind, fs=sampling_rate, output="sos")
-    if signal.shape[-1] <= 3 * (2 * len(sections) + 1):
-        raise ValueError(f"{signal.shape[-1]} samples are too few for the filter")
-    return sosfiltfilt(sections, signal.astype(np.float64), axis=-1)
-
-
-def resample(signal: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
-    """Polyphase resampling of `signal` (..., samples); any ratio of rates, to 1 part in 10,000 or better."""
-    ratio = (Fraction(target_rate) / Fraction(source_rate)).limit_denominator(10_000)
-    if ratio == 1:
-        return signal
-    return resample_poly(signal, ratio.numerator, ratio.denominator, axis=-1, window=("kaiser", 5.0), padtype="median")
+RATES = (20.0, 1e6)  # Hz; outside, what is given cannot be an ECG's sampling rate
+MAX_SAMPLES = 10**8  # of a model's input
+LARGEST_VALUE = 1e15  # in any unit; beyond, single precision overflows
+LEFT_OUT_SECONDS = 0.5  # less than a beat may be cut off without a word
 
 
 def standardize(signal: np.ndarray, means: ArrayLike, scales: ArrayLike) -> np.ndarray:
     """(x - mean) / scale lead by lead, of `signal` (..., leads, samples); scales are taken as 1e-8 at least."""
-    centers = np.asarray(means, dtype=np.float64)[:, None]
-    return (signal - centers) / np.maximum(np.asarray(scales, dtype=np.float64), 1e-8)[:, None]
-
-
-def min_max(signal: np.ndarray) -> np.ndarray:
-    """(x - min) / (max - min + 1e-8) with one minimum and one maximum for the whole of `signal`."""
-    low = signal.min()
-    return (signal - low) / (signal.max() - low + 1e-8)
+    result = signal - np.asarray(means, dtype=np.float64)[:, None]
+    result /= np.maximum(np.asarray(scales, dtype=np.float64), 1e-8)[:, None]
+    return result
 
 
 class _Ecg(NamedTuple):
@@ -91,7 +71,7 @@ class _Ecg(NamedTuple):
     source: str
 
 
-Report = Callable[[str, str, str], None]  # setting, finding, advice
+Report = Callable[[Finding], None]
 
 
 class EcgFeatureExtractor(FeatureExtractionMixin):
@@ -115,12 +95,16 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         unknown_leads: `"drop"` or `"error"`, for names that are not among the twelve standard leads.
         non_finite: `"error"`, or `"interpolate"`: NaN and infinite samples are bridged linearly, for gaps up to
             `max_gap`; a lead with a longer one is missing.
+        out_of_range: `"error"`, `"interpolate"` (as for `non_finite`) or `"ignore"`, for samples beyond what an
+            amplifier gives (`MAX_VOLTAGE`) in a lead whose scale is plausible otherwise.
         implausible_scale: `"error"`, `"warn"` or `"ignore"`, for amplitudes that suggest a wrong unit or gain.
+        unusual_gain: `"warn"`, `"error"` or `"ignore"`, for deflections ten times smaller or larger than a heart's.
         flat_leads: `"warn"`, `"error"`, `"zero_fill"` (as for missing leads) or `"ignore"`.
         saturated_leads: `"warn"`, `"error"` or `"ignore"`, for leads cut off at a rail.
         inconsistent_leads: `"warn"`, `"error"` or `"ignore"`, for limb leads that contradict each other
             (`limb_lead_conflict`).
         short_recordings: `"error"` or `"pad"`, below `min_duration`.
+        long_recordings: `"warn"`, `"error"` or `"ignore"`, where cropping leaves half a second or more out.
 
     The limits of these checks are the constants of `quality_ecg.py`, each with its reason.
     Whatever is repaired or doubted is told by an `EcgQualityWarning`; whatever a policy refuses, by an
@@ -147,11 +131,14 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         missing_leads: str = "error",
         unknown_leads: str = "drop",
         non_finite: str = "error",
+        out_of_range: str = "error",
         implausible_scale: str = "error",
+        unusual_gain: str = "warn",
         flat_leads: str = "warn",
         saturated_leads: str = "warn",
         inconsistent_leads: str = "warn",
         short_recordings: str = "error",
+        long_recordings: str = "warn",
         **kwargs: Any,
     ):
         kwargs.pop("feature_extractor_type", None)
@@ -173,11 +160,14 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         self.missing_leads = missing_leads
         self.unknown_leads = unknown_leads
         self.non_finite = non_finite
+        self.out_of_range = out_of_range
         self.implausible_scale = implausible_scale
+        self.unusual_gain = unusual_gain
         self.flat_leads = flat_leads
         self.saturated_leads = saturated_leads
         self.inconsistent_leads = inconsistent_leads
         self.short_recordings = short_recordings
+        self.long_recordings = long_recordings
         self._validate()
 
     def _validate(self) -> None:
@@ -187,16 +177,33 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
                 raise ValueError(f"{setting}={getattr(self, setting)!r} is none of {', '.join(map(repr, values))}")
         if not self.lead_names or len(set(self.lead_names)) < len(self.lead_names):
             raise ValueError(f"lead_names must name each lead once, not {self.lead_names}")
-        if self.sampling_rate <= 0 or self.num_samples <= 0:
-            raise ValueError("sampling_rate and num_samples must be positive")
-        if self.bandpass is not None and not (len(self.bandpass) == 2 and self.bandpass[0] < self.bandpass[1] > 0):
+        low, high = RATES
+        if not (_is_number(self.sampling_rate) and low <= self.sampling_rate <= high):
+            raise ValueError(f"sampling_rate must be positive, {low:g} to {high:g} Hz, not {self.sampling_rate!r}")
+        if isinstance(self.num_samples, bool) or not isinstance(self.num_samples, Integral):
+            raise ValueError(f"num_samples must be a whole number, not {self.num_samples!r}")
+        if not 0 < self.num_samples <= MAX_SAMPLES:
+            raise ValueError(f"num_samples must be positive and at most {MAX_SAMPLES}, not {self.num_samples}")
+        for setting in ("min_duration", "max_gap"):
+            value = getattr(self, setting)
+            if not (_is_number(value) and value >= 0):
+                raise ValueError(f"{setting} must be a number of seconds, not {value!r}")
+        if self.bandpass is not None and not (
+            len(self.bandpass) == 2 and all(map(_is_number, self.bandpass)) and self.bandpass[0] < self.bandpass[1] > 0
+        ):
             raise ValueError(f"bandpass must be two frequencies [low, high] in Hz or None, not {self.bandpass}")
         for setting in ("lead_means", "lead_scales"):
             values = getattr(self, setting)
             if (values is not None) != (self.normalization == "standard"):
                 raise ValueError(f"{setting} belongs to normalization='standard', which needs it")
-            if values is not None and len(values) != len(self.lead_names):
+            if values is None:
+                continue
+            if len(values) != len(self.lead_names):
                 raise ValueError(f"{setting} has {len(values)} values for {len(self.lead_names)} leads")
+            least = 0.0 if setting == "lead_scales" else -LARGEST_VALUE
+            for name, value in zip(self.lead_names, values, strict=True):
+                if not least <= value <= LARGEST_VALUE:
+                    raise ValueError(f"{setting} of lead {name} is {value:g}, which is no {setting[5:-1]} in mV")
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
@@ -231,11 +238,18 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             EcgQualityError: for what a policy refuses.
             ValueError, TypeError: for input that is not an ECG with known leads, rate and units.
         """
-        prepared = []
-        for recording in self._recordings(ecg, sampling_rate, lead_names, units):
-            prepared.append(self._prepare(recording, self._enforce(recording.source)))
-        columns = (np.stack(column) for column in zip(*prepared, strict=True))
-        return BatchFeature(dict(zip(self.model_input_names, columns, strict=True)), tensor_type=return_tensors)
+        recordings = self._recordings(ecg, sampling_rate, lead_names, units)
+        ignored = frozenset(kind for kind in POLICIES if getattr(self, kind) == "ignore")
+        shape = len(recordings), len(self.lead_names), self.num_samples
+        input_values = np.zeros(shape, dtype=np.float32)
+        lead_mask, sample_mask = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[::2], dtype=np.int64)
+        for i, recording in enumerate(recordings):
+            report = self._enforce(recording.source)
+            rows, length = self._prepare(recording, report, ignored, input_values[i])
+            lead_mask[i, rows] = 1
+            sample_mask[i, :length] = 1
+        data = dict(zip(self.model_input_names, (input_values, lead_mask, sample_mask), strict=True))
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def check_ecg(
         self,
@@ -243,29 +257,30 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         sampling_rate: float | None = None,
         lead_names: Sequence[str] | None = None,
         units: str | Sequence[str] | None = None,
-    ) -> list[str]:
-        """Everything that is wrong with one recording, in plain words; empty when nothing is.
+    ) -> list[Finding]:
+        """Everything that is wrong with one recording, each finding in plain words; empty when nothing is.
 
         Runs the very steps of `__call__` without refusing or warning, whatever the policies say.
         """
-        findings: list[str] = []
+        findings: list[Finding] = []
         try:
             for recording in self._recordings(ecg, sampling_rate, lead_names, units):
-                self._prepare(recording, lambda _setting, finding, _advice: findings.append(finding))
+                self._prepare(recording, findings.append)
         except (ValueError, TypeError) as error:
-            findings.append(str(error))
+            findings.append(Finding("unusable", (), "error", str(error), "Give a recording that the model can take"))
         return findings
 
     def _enforce(self, source: str) -> Report:
         """What `__call__` does with a finding: raise or warn, as the policy says."""
 
-        def report(setting: str, finding: str, advice: str) -> None:
-            policy = getattr(self, setting)
+        def report(finding: Finding) -> None:
+            policy = getattr(self, finding.kind)
             if policy == "error":
-                others = " or ".join(f"{setting}={value!r}" for value in POLICIES[setting] if value != "error")
-                raise EcgQualityError(f"{source}: {finding}.  {advice}, or set {others}.")
+                policies = POLICIES[finding.kind]
+                others = " or ".join(f"{finding.kind}={value!r}" for value in policies if value != "error")
+                raise EcgQualityError(f"{source}: {finding}.  {finding.remedy}, or set {others}.")
             if policy != "ignore":
-                warnings.warn(f"{source}: {finding} ({setting}={policy!r})", EcgQualityWarning, stacklevel=4)
+                warnings.warn(f"{source}: {finding} ({finding.kind}={policy!r})", EcgQualityWarning, stacklevel=4)
 
         return report
 
@@ -287,23 +302,33 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
                 raise ValueError(f"{argument} is given for {len(values)} recordings, ecg holds {len(items)}")
         return [_recording(*each, units, i) for i, each in enumerate(zip(items, rates, names, strict=True))]
 
-    def _prepare(self, ecg: _Ecg, report: Report) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Input values (leads, num_samples), lead mask and sample mask of one recording; findings go to `report`."""
+    def _prepare(
+        self, ecg: _Ecg, report: Report, ignored: frozenset[str] = frozenset(), out: np.ndarray | None = None
+    ) -> tuple[list[int], int]:
+        """Writes the model's input of one recording to `out` (leads, num_samples), which is 0 before.
+
+        Findings go to `report`, but for the kinds that are `ignored`.  Returns which rows are filled, and how many
+        samples are real.
+        """
         duration = ecg.signal.shape[1] / ecg.sampling_rate
         if duration < self.min_duration:
-            finding = f"the recording is {duration:.2f} s long, shorter than min_duration={self.min_duration:g} s"
-            report("short_recordings", finding, "Lower min_duration")
-        leads = self._complete_leads(ecg, report)
-        flat = self._check_amplitudes(leads, ecg.sampling_rate, report) if leads else []
-        rows = {
-            row: leads[name]
-            for row, name in enumerate(self.lead_names)
-            if name in leads and not (name in flat and self.flat_leads == "zero_fill")
-        }
-        if leads.keys() <= set(flat):
+            message = f"the recording is {duration:.2f} s long, shorter than min_duration={self.min_duration:g} s"
+            report(Finding("short_recordings", (), "error", message, "Lower min_duration"))
+        used = self.num_samples / self.sampling_rate
+        if duration - used >= LEFT_OUT_SECONDS and "long_recordings" not in ignored:
+            part = "first" if self.crop == "start" else "middle"
+            message = f"the recording is {duration:.2f} s long, of which the model sees the {part} {used:g} s"
+            report(Finding("long_recordings", (), "warning", message, "Give it in parts"))
+        leads = self._complete_leads(ecg, report, ignored)
+        flat = self._check_amplitudes(leads, report, ignored) if leads.names else ()
+        if set(leads.names) <= set(flat):
             raise EcgQualityError(f"{ecg.source}: no lead of the model carries a signal.  Leave the recording out.")
+        signal = leads.signal  # (usable leads, samples at the source's rate)
+        rows = [self.lead_names.index(name) for name in leads.names]
+        if flat and self.flat_leads == "zero_fill":
+            kept = [i for i, name in enumerate(leads.names) if name not in flat]
+            signal, rows = signal[kept], [rows[i] for i in kept]
 
-        signal = np.stack(list(rows.values()))  # (usable leads, samples at the source's rate)
         if self.bandpass is not None:
             try:
                 signal = bandpass_filter(signal, ecg.sampling_rate, self.bandpass, self.sampling_rate)
@@ -311,76 +336,125 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
                 advice = "Leave the recording out, or change bandpass."
                 raise EcgQualityError(f"{ecg.source}: {error}.  {advice}") from error
         signal = resample(signal, ecg.sampling_rate, self.sampling_rate)
-        first = max(0, signal.shape[1] - self.num_samples) // 2 if self.crop == "center" else 0
-        signal = signal[:, first : first + self.num_samples]
+        if (surplus := signal.shape[1] - self.num_samples) > 0:
+            first = surplus // 2 if self.crop == "center" else 0
+            signal = signal[:, first : first + self.num_samples]
         length = signal.shape[1]
         if self.pad_before_normalization:
             signal = np.pad(signal, ((0, 0), (0, self.num_samples - length)))
-        signal = self._normalize(signal, list(rows))
+        if out is None:
+            return rows, length
 
-        input_values = np.zeros((len(self.lead_names), self.num_samples), dtype=np.float32)
-        input_values[list(rows), : signal.shape[1]] = signal
-        lead_mask = np.zeros(len(self.lead_names), dtype=np.int64)
-        lead_mask[list(rows)] = 1
-        return input_values, lead_mask, (np.arange(self.num_samples) < length).astype(np.int64)
+        if self.normalization == "standard":
+            signal = standardize(signal, np.array(self.lead_means)[rows], np.array(self.lead_scales)[rows])
+        elif self.normalization == "min_max":
+            whole = signal is leads.signal
+            low, high = (leads.low.min(), leads.high.max()) if whole else (signal.min(), signal.max())
+            signal = standardize(signal, [low] * len(rows), [high - low + 1e-8] * len(rows))
+        out[rows, : signal.shape[1]] = signal
+        return rows, length
 
-    def _complete_leads(self, ecg: _Ecg, report: Report) -> dict[str, np.ndarray]:
-        """The model's leads by name, gaps bridged and limb leads computed; what is missing is left out."""
-        recorded: dict[str, np.ndarray] = {}
-        for name, signal in zip(ecg.lead_names, ecg.signal, strict=True):
+    def _complete_leads(self, ecg: _Ecg, report: Report, ignored: frozenset[str]) -> Leads:
+        """The model's leads, gaps bridged and limb leads computed; what is missing is left out."""
+        row_of: dict[str, int] = {}  # by canonical name
+        unknown = []
+        for row, name in enumerate(ecg.lead_names):
             try:
                 lead = canonical_lead_name(name)
             except ValueError as error:
-                report("unknown_leads", str(error), "Correct lead_names")
+                unknown.append((name, str(error)))
                 continue
-            if lead in recorded:
+            if lead in row_of:
                 raise ValueError(
                     f"{ecg.source}: lead {lead} is there twice in {', '.join(ecg.lead_names)}.  Give one."
                 )
-            recorded[lead] = signal
+            row_of[lead] = row
+        if unknown:
+            message = unknown[0][1]
+            if len(unknown) > 1:
+                message = f"{message}; likewise {', '.join(repr(name) for name, _ in unknown[1:])}"
+            names = tuple(name for name, _ in unknown)
+            report(Finding("unknown_leads", names, "note", message, "Correct lead_names"))
 
-        leads = {name: recorded[name] for name in self.lead_names if name in recorded}
-        for name, signal in list(leads.items()):
-            broken = ~np.isfinite(signal)
-            if not broken.any():
-                continue
-            gap = longest_run(broken) / ecg.sampling_rate
-            finding = f"lead {name} has {broken.sum()} NaN or infinite samples, the longest gap {gap:.3f} s"
-            if gap > self.max_gap or broken.all():
-                report("non_finite", f"{finding}, beyond repair: the lead counts as missing", "Repair the signal")
-                del leads[name]
-            else:
-                report("non_finite", finding, "Repair the signal")
-                times = np.arange(len(signal))
-                leads[name] = np.interp(times, times[~broken], signal[~broken])
-
-        limb_leads = recorded | leads
-        limb_leads = {name: limb_leads[name] for name in LIMB_LEADS if name in limb_leads}
-        limb_leads = {name: signal for name, signal in limb_leads.items() if np.isfinite(signal).all()}
-        if conflict := limb_lead_conflict(limb_leads):
-            report("inconsistent_leads", conflict, "Correct lead_names")
-        leads |= {name: x for name, x in derive_limb_leads(limb_leads).items() if name in self.lead_names}
+        low, high = extremes(ecg.signal, ecg.sampling_rate)
+        least, greatest = low.min(axis=1).tolist(), high.max(axis=1).tolist()
+        sound = {name for name, row in row_of.items() if -MAX_VOLTAGE <= least[row] <= greatest[row] <= MAX_VOLTAGE}
+        leads = {name: ecg.signal[row_of[name]] for name in self.lead_names if name in row_of}
+        doubtful = [name for name in leads if name not in sound]
+        if doubtful:
+            leads = self._repair(leads, doubtful, ecg, report)
+        limb_leads = {name: leads[name] for name in LIMB_LEADS if name in leads}
+        limb_leads |= {name: ecg.signal[row_of[name]] for name in LIMB_LEADS if name in sound and name not in leads}
+        if "inconsistent_leads" not in ignored and (finding := inconsistent_leads(limb_leads)):
+            report(finding)
+        derived = {name: x for name, x in derive_limb_leads(limb_leads).items() if name in self.lead_names}
+        leads |= derived
         if missing := [name for name in self.lead_names if name not in leads]:
-            finding = f"{list_leads(missing)} missing; usable are {', '.join(leads) or 'none'}"
-            report("missing_leads", finding, "Give a recording with all leads of the model")
+            message = f"{list_leads(missing)} missing; usable are {', '.join(leads) or 'none'}"
+            remedy = "Give a recording with all leads of the model"
+            report(Finding("missing_leads", tuple(missing), "error", message, remedy))
+
+        if not leads:
+            return Leads((), *[np.empty((0, 0))] * 3, ecg.sampling_rate)
+        if doubtful or derived:
+            signal = np.stack(list(leads.values()))
+            return Leads(tuple(leads), signal, *extremes(signal, ecg.sampling_rate), ecg.sampling_rate)
+        row_names = {row: name for name, row in row_of.items() if name in leads}  # as the recording has them
+        rows = list(row_names)
+        if rows == list(range(len(ecg.signal))):
+            return Leads(tuple(row_names.values()), ecg.signal, low, high, ecg.sampling_rate)
+        return Leads(tuple(row_names.values()), ecg.signal[rows], low[rows], high[rows], ecg.sampling_rate)
+
+    def _repair(
+        self, leads: dict[str, np.ndarray], doubtful: list[str], ecg: _Ecg, report: Report
+    ) -> dict[str, np.ndarray]:
+        """`leads` with the gaps of those that are `doubtful` bridged; without those that are beyond repair."""
+        leads = dict(leads)
+        for kind, what, is_broken in (
+            ("non_finite", "NaN or infinite samples", lambda signal: ~np.isfinite(signal)),
+            ("out_of_range", f"samples beyond {MAX_VOLTAGE:g} mV, more than an amplifier gives", beyond_amplifier),
+        ):
+            broken = {name: is_broken(leads[name]) for name in doubtful if name in leads}  # (samples,) each
+            gaps = {name: longest_run(mask) / ecg.sampling_rate for name, mask in broken.items() if mask.any()}
+            lost = [name for name, gap in gaps.items() if gap > self.max_gap or broken[name].all()]
+            bridged = [name for name in gaps if name not in lost]
+            for names in (bridged, lost):
+                if not names:
+                    continue
+                count, gap = sum(int(broken[name].sum()) for name in names), max(gaps[name] for name in names)
+                message = f"{list_leads(names, ('has', 'have'))} {count} {what}, the longest gap {gap:.3f} s"
+                if names is lost:
+                    message += f", beyond repair: the {'lead counts' if len(lost) == 1 else 'leads count'} as missing"
+                report(Finding(kind, tuple(names), "error", message, "Repair the signal"))
+            if getattr(self, kind) == "ignore":
+                continue
+            for name in bridged:
+                times, sound = np.arange(len(leads[name])), ~broken[name]
+                leads[name] = np.interp(times, times[sound], leads[name][sound])
+            leads = {name: signal for name, signal in leads.items() if name not in lost}
+        for name, signal in leads.items():
+            if np.abs(signal).max() > LARGEST_VALUE:
+                raise EcgQualityError(
+                    f"{ecg.source}: lead {name} reaches {np.abs(signal).max():g}.  Repair the signal."
+                )
         return leads
 
-    def _check_amplitudes(self, leads: dict[str, np.ndarray], sampling_rate: float, report: Report) -> list[str]:
-        """Reports implausible scale, flat and saturated leads; returns the flat ones."""
-        if suspicion := implausible_scale(leads):
-            report("implausible_scale", suspicion, "Give the right units, or correct the gain")
-            return []  # the other limits are in mV
-        for sentence in saturated_leads(leads, sampling_rate):
-            report("saturated_leads", sentence, "Leave the recording out")
+    def _check_amplitudes(self, leads: Leads, report: Report, ignored: frozenset[str]) -> tuple[str, ...]:
+        """Reports implausible scale and gain, flat and saturated leads; returns the flat ones."""
         flat = flat_leads(leads)
-        if flat:
-            report("flat_leads", f"{list_leads(flat)} flat, within {MAX_FLAT_RANGE} mV", "Leave the recording out")
-        return flat
+        saturated = None if "saturated_leads" in ignored else saturated_leads(leads)
+        gain = None if "unusual_gain" in ignored else unusual_gain(leads)
+        findings = [finding for finding in (gain, saturated, flat) if finding]
+        if (findings or "implausible_scale" not in ignored) and (suspicion := implausible_scale(leads)):
+            report(suspicion)
+            return ()  # the other limits are in mV
+        for finding in findings:
+            report(finding)
+        return flat.leads if flat else ()
 
-    def _normalize(self, signal: np.ndarray, rows: list[int]) -> np.ndarray:
-        if self.normalization == "standard":
-            return standardize(signal, np.array(self.lead_means)[rows], np.array(self.lead_scales)[rows])
-        return min_max(signal) if self.normalization == "min_max" else signal
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_recording(item: Any) -> bool:
@@ -405,14 +479,28 @@ def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index
         sampling_rate, lead_names, item = item.sampling_rate, item.lead_names, item.signal
     if sampling_rate is None:
         raise ValueError(f"{source}: the sampling rate is not known.  Give sampling_rate in Hz.")
+    low, high = RATES
+    if isinstance(sampling_rate, Real) and sampling_rate > 0 and not low <= sampling_rate <= high:
+        rate = float(min(sampling_rate, 1e300))
+        raise EcgQualityError(
+            f"{source}: no ECG is sampled at {rate:g} Hz; {low:g} to {high:g} Hz are taken.  Correct the rate."
+        )
     check_sampling_rate(sampling_rate, source)
     if lead_names is None:
         raise ValueError(f"{source}: the leads are not known.  Give lead_names, one a row, in the order of the rows.")
     if torch.is_tensor(item):
         item = item.detach().cpu()
         item = (item.double() if item.is_floating_point() else item).numpy()
-    signal, _ = to_millivolts(np.asarray(item), lead_names, units, source)
-    return _Ecg(signal.astype(np.float64), tuple(lead_names), float(sampling_rate), source)
+    signal = np.ma.asarray(item) if isinstance(item, np.ma.MaskedArray | list | tuple) else np.asarray(item)
+    invalid = np.ma.getmask(signal)
+    signal = np.ma.getdata(signal)
+    if units is None and signal.dtype == np.float64:
+        check_shape(signal, lead_names, source)
+    else:
+        signal = to_millivolts(signal, lead_names, units, source)[0].astype(np.float64, copy=False)
+    if invalid is not np.ma.nomask:
+        signal = np.where(invalid, np.nan, signal)
+    return _Ecg(signal, tuple(lead_names), float(sampling_rate), source)
 
 
 EcgFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

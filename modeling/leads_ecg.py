@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -27,6 +28,7 @@ _ALIASES |= {f"5.6.3-9-{number}": lead for number, lead in _SCP_IDS.items()}  # 
 _ALIASES |= {f"2:{number}": lead for number, lead in _SCP_IDS.items()}  # DICOM scheme MDC
 
 
+@lru_cache(maxsize=1024)
 def canonical_lead_name(name: str) -> str:
     """The standard name (one of `STANDARD_LEADS`) of a lead, however a source spells it.
 

@@ -52,7 +52,7 @@ def describe(record: EcgRecord) -> float | None:
     print(f"  units       {', '.join(sorted(set(record.units)))} in the file, mV here")
     print(f"  range       {record.signal.min():.2f} to {record.signal.max():.2f} mV")
     print(f"  heart rate  {'no reliable rhythm found' if rate is None else f'{rate:.0f} beats per minute'}")
-    print("  problems    " + ("\n              ".join(problems) if problems else "none found"))
+    print("  problems    " + ("\n              ".join(map(str, problems)) if problems else "none found"))
     return rate
 
 

@@ -2,8 +2,10 @@
 
 import json
 import re
+import tracemalloc
 import warnings
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from scipy.signal import butter, resample_poly, sosfiltfilt
 
+from ecgformers.modeling import filtering_ecg, quality_ecg
 from ecgformers.modeling.feature_extraction_ecg import (
     POLICIES,
     EcgFeatureExtractor,
     bandpass_filter,
-    min_max,
     resample,
     standardize,
 )
@@ -63,6 +66,10 @@ def _no_unexpected_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", EcgQualityWarning)
         yield
+
+
+def min_max(signal: np.ndarray) -> np.ndarray:
+    return (signal - signal.min()) / (signal.max() - signal.min() + 1e-8)
 
 
 def change(lead: str, samples: slice, value: float) -> np.ndarray:
@@ -161,7 +168,9 @@ def test_files_are_opened_with_what_they_do_not_say_themselves(tmp_path):
     np.testing.assert_array_equal(extractor(whole)["input_values"], expected)
     np.testing.assert_array_equal(extractor([str(whole), whole])["input_values"], np.concatenate([expected] * 2))
     np.testing.assert_array_equal(extractor(bare, 500, STANDARD_LEADS)["input_values"], expected)
-    assert extractor.check_ecg(bare) == [f"{bare}: does not say its lead names: pass lead_names=('I', 'II', ...)"]
+    assert [str(finding) for finding in extractor.check_ecg(bare)] == [
+        f"{bare}: does not say its lead names: pass lead_names=('I', 'II', ...)"
+    ]
     with pytest.raises(FileNotFoundError, match=r"nowhere\.hea"):
         extractor(tmp_path / "nowhere.hea")
 
@@ -171,10 +180,13 @@ def test_a_mixed_batch_equals_its_parts():
     eight = [0, 1, *range(6, 12)]
     signals = [make_ecg(500), make_ecg(257.5, 7), make_ecg(1000, 20)[eight]]
     rates, names = [500, 257.5, 1000], [STANDARD_LEADS, STANDARD_LEADS, [STANDARD_LEADS[i] for i in eight]]
-    batch = extractor(signals, rates, names, return_tensors="pt")
+    with pytest.warns(EcgQualityWarning, match="record 2: the recording is 20.00 s long"):
+        batch = extractor(signals, rates, names, return_tensors="pt")
     assert batch["input_values"].shape == (3, 12, 1000) and batch["input_values"].dtype == torch.float32
     for i, each in enumerate(zip(signals, rates, names, strict=True)):
-        one = extractor(*each)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EcgQualityWarning)
+            one = extractor(*each)
         for key in extractor.model_input_names:
             np.testing.assert_array_equal(batch[key][i], one[key][0])
 
@@ -213,7 +225,8 @@ def test_padding_before_normalisation_takes_part_in_it():
 @pytest.mark.parametrize(("crop", "first"), [("start", 0), ("center", 3500)])
 def test_long_recordings_are_cropped(crop, first):
     signal = make_ecg(seconds=24) * np.linspace(0.5, 1.5, 12000)
-    values = EcgFeatureExtractor(crop=crop)(signal, 500, STANDARD_LEADS)["input_values"][0]
+    with pytest.warns(EcgQualityWarning, match="24.00 s long, of which the model sees the (first|middle) 10 s"):
+        values = EcgFeatureExtractor(crop=crop)(signal, 500, STANDARD_LEADS)["input_values"][0]
     np.testing.assert_allclose(values, signal[:, first : first + 5000], atol=1e-6)
 
 
@@ -256,7 +269,13 @@ BAD = {
     "missing_leads": (make_ecg()[:-1], STANDARD_LEADS[:-1], "lead V6 is missing"),
     "unknown_leads": (np.vstack([make_ecg(), make_ecg()[:1]]), (*STANDARD_LEADS, "vx"), "unknown lead 'vx'"),
     "non_finite": (change("V2", slice(70, 80), np.nan), STANDARD_LEADS, "lead V2 has 10 NaN .* gap 0.020 s"),
-    "implausible_scale": (make_ecg() * 1000, STANDARD_LEADS, "V5, V6 are implausibly scaled"),
+    "out_of_range": (
+        change("V3", slice(70, 75), -1e39),
+        STANDARD_LEADS,
+        "V3 has 5 samples beyond 500 mV.* 0.010 s",
+    ),
+    "implausible_scale": (make_ecg() * 1000, STANDARD_LEADS, "all twelve leads are implausibly scaled"),
+    "unusual_gain": (make_ecg() * 10, STANDARD_LEADS, "lead V6 swings by 15 mV in 2 s.*factor of 10"),
     "flat_leads": (change("V4", slice(None), 0.3), STANDARD_LEADS, "lead V4 is flat"),
     "saturated_leads": (change("V1", slice(900, 950), 5.0), STANDARD_LEADS, "V1 is saturated: .* 5.00 mV for 0.100 s"),
     "inconsistent_leads": (
@@ -265,6 +284,11 @@ BAD = {
         "I \\+ III = II fails by 0.* mV RMS.*with II and III exchanged",
     ),
     "short_recordings": (make_ecg(seconds=2), STANDARD_LEADS, "is 2.00 s long"),
+    "long_recordings": (
+        make_ecg(seconds=15),
+        STANDARD_LEADS,
+        "is 15.00 s long, .* sees the first 10 s",
+    ),
 }
 
 
@@ -278,6 +302,9 @@ def test_each_policy_does_what_it_says(setting, policy):
     if policy == "error":
         with pytest.raises(EcgQualityError, match=f"(?s)patient-7: .*{message}.* set {setting}='"):
             extractor(record)
+    elif (setting, policy) == ("out_of_range", "ignore"):  # there are limits
+        with pytest.raises(EcgQualityError, match=r"V3 reaches 1e\+39"):
+            extractor(record)
     elif policy == "ignore":
         assert extractor(record)["lead_mask"].all()
     else:
@@ -285,7 +312,8 @@ def test_each_policy_does_what_it_says(setting, policy):
             batch = extractor(record)
         assert np.isfinite(batch["input_values"]).all()
         assert batch["lead_mask"].all() == (policy != "zero_fill")
-    assert any(re.search(message, finding) for finding in extractor.check_ecg(record))
+    findings = [finding for finding in extractor.check_ecg(record) if finding.kind == setting]
+    assert len(findings) == 1 and re.search(message, str(findings[0])) and findings[0].remedy
 
 
 def test_every_policy_has_a_case_and_its_default():
@@ -332,7 +360,8 @@ def test_a_recording_without_any_lead_of_the_model_is_refused_even_where_leads_m
     with pytest.warns(EcgQualityWarning), pytest.raises(ValueError, match="no lead of the model carries a signal"):
         extractor(make_ecg(), 500, names)
     findings = extractor.check_ecg(make_ecg(), 500, names)
-    assert len(findings) == 14 and "usable are none" in findings[-2]
+    assert [finding.kind for finding in findings] == ["unknown_leads", "missing_leads", "unusable"]
+    assert findings[0].leads == tuple(names) and "all twelve leads are missing; usable are none" in str(findings[1])
 
 
 def test_what_the_model_does_not_use_is_not_judged():
@@ -369,7 +398,7 @@ def test_what_is_no_usable_ecg_is_refused(arguments, message):
     extractor = EcgFeatureExtractor(flat_leads="ignore")
     with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
         extractor(*arguments)
-    assert message.split(".")[0][:9] in " ".join(extractor.check_ecg(*arguments))
+    assert message.split(".")[0][:9] in " ".join(map(str, extractor.check_ecg(*arguments)))
 
 
 @pytest.mark.parametrize(
@@ -423,7 +452,11 @@ def test_check_ecg_lists_everything_without_raising_or_warning():
     signal = change("V2", slice(70, 80), np.nan)
     signal[9] = 0
     findings = EcgFeatureExtractor().check_ecg(Recording(signal[:-1], STANDARD_LEADS[:-1]))
-    assert [finding.split(" has ")[0].split(" is ")[0] for finding in findings] == ["lead V2", "lead V6", "lead V4"]
+    assert [str(finding).split(" has ")[0].split(" is ")[0] for finding in findings] == [
+        "lead V2",
+        "lead V6",
+        "lead V4",
+    ]
     assert EcgFeatureExtractor().check_ecg(Recording(make_ecg())) == []
 
 
@@ -431,6 +464,116 @@ def test_check_ecg_lists_everything_without_raising_or_warning():
 def test_longest_run_counts(mask):
     text = "".join("x" if value else " " for value in mask)
     assert longest_run(np.array(mask, dtype=bool)) == max(map(len, text.split()), default=0)
+
+
+# ---- nothing that is no number enters or leaves
+
+
+@pytest.mark.parametrize("policies", [{}, {"out_of_range": "ignore", "implausible_scale": "ignore"}])
+@pytest.mark.parametrize("model", [MELP, ECHOING_ECG, {}], ids=["min_max", "standard", "none"])
+@settings(max_examples=25, deadline=None)
+@given(
+    value=st.one_of(st.floats(), st.floats(1e3, 1e300), st.floats(-1e40, -600)),
+    lead=st.integers(0, 11),
+    first=st.integers(0, 4990),
+    length=st.integers(1, 10),
+)
+def test_whatever_a_sample_holds_the_input_is_finite_or_the_recording_refused(
+    policies, model, value, lead, first, length
+):
+    signal = make_ecg()
+    signal[lead, first : first + length] = value
+    for repair in ({}, {"non_finite": "interpolate"}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EcgQualityWarning)
+            try:
+                batch = EcgFeatureExtractor(**model | policies | repair)(signal, 500, STANDARD_LEADS)
+            except EcgQualityError as error:
+                assert STANDARD_LEADS[lead] in str(error) and not abs(value) <= 500
+            else:
+                assert np.isfinite(batch["input_values"]).all()
+
+
+def test_a_spike_that_no_amplifier_gives_is_bridged_like_a_gap():
+    extractor = EcgFeatureExtractor(out_of_range="interpolate")
+    for value in (1e39, -501.0):
+        with pytest.warns(EcgQualityWarning, match="lead V2 has 10 samples beyond 500 mV"):
+            values = extractor(change("V2", slice(70, 80), value), 500, STANDARD_LEADS)["input_values"][0]
+        np.testing.assert_allclose(values, make_ecg(), atol=0.05)
+    with pytest.warns(EcgQualityWarning), pytest.raises(EcgQualityError, match="lead V2 is missing"):
+        extractor(change("V2", slice(70, 170), 1e39), 500, STANDARD_LEADS)
+    offset = make_ecg() + 300.0  # of electrodes, in a recording without a high-pass
+    np.testing.assert_allclose(extractor(offset, 500, STANDARD_LEADS)["input_values"][0], offset, rtol=1e-6)
+
+
+@pytest.mark.parametrize("as_masked", [lambda x, m: np.ma.masked_array(x, m), lambda x, m: [np.ma.masked_array(x, m)]])
+@pytest.mark.parametrize("integers", [False, True])
+def test_masked_samples_are_not_measured(as_masked, integers):
+    mask = np.zeros((12, 5000), bool)
+    mask[7, 70:80] = True
+    signal = (1000 * make_ecg()).round().astype(np.int16) if integers else make_ecg()
+    units = "uV" if integers else None
+    with pytest.raises(EcgQualityError, match="lead V2 has 10 NaN"):
+        EcgFeatureExtractor()(as_masked(signal, mask), 500, STANDARD_LEADS, units)
+    with pytest.warns(EcgQualityWarning, match="lead V2 has 10 NaN"):
+        EcgFeatureExtractor(non_finite="interpolate")(as_masked(signal, mask), 500, STANDARD_LEADS, units)
+    if not integers:
+        with pytest.raises(EcgQualityError, match="lead V2 has 10 NaN"):
+            EcgFeatureExtractor()(Recording(np.ma.masked_array(signal, mask)))
+
+
+@pytest.mark.parametrize("rate", [1e-300, 0.01, 0.1, 19, 10**7, 1e300, 10**400, 10**5000], ids=range(8))
+def test_rates_of_no_ecg_are_refused_before_memory_is_taken(rate):
+    tracemalloc.start()
+    try:
+        with pytest.raises(EcgQualityError, match=r"patient-7: no ECG is sampled at .* Hz; 20 to 1e\+06 Hz"):
+            EcgFeatureExtractor()(Recording(make_ecg(), sampling_rate=rate))
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_filters_are_designed_once():
+    extractor = EcgFeatureExtractor(**ECHOING_ECG | {"bandpass": [0.7, 35.0]})
+    designs = filtering_ecg._butterworth, filtering_ecg._taps, filtering_ecg._blocks
+    before = [design.cache_info().misses for design in designs]
+    for _ in range(5):
+        extractor([make_ecg(440)] * 3, 440, STANDARD_LEADS)
+    assert [design.cache_info().misses - misses for design, misses in zip(designs, before, strict=True)] == [1, 1, 1]
+
+
+def test_a_clean_recording_is_not_searched_for_medians_and_rails(monkeypatch):
+    for name in ("_scale", "longest_run"):
+        monkeypatch.setattr(quality_ecg, name, None)
+    noise = np.random.default_rng(0).normal(scale=0.001, size=(12, 5000))
+    EcgFeatureExtractor(**MELP)(make_ecg() + noise, 500, STANDARD_LEADS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    source=st.sampled_from([100, 128, 250, 257.5, 360, 400, 500, 977, 1000]),
+    target=st.sampled_from([100, 125, 250, 500]),
+    samples=st.integers(1, 700),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 99),
+)
+def test_resampling_equals_scipys(source, target, samples, dtype, seed):
+    signal = np.random.default_rng(seed).normal(1, 1, (3, samples)).astype(dtype)
+    ratio = Fraction(target) / Fraction(source)
+    options = {"axis": -1, "window": ("kaiser", 5.0), "padtype": "median"}
+    expected = signal if ratio == 1 else resample_poly(signal, ratio.numerator, ratio.denominator, **options)
+    ours = resample(signal, source, target)
+    assert ours.dtype == expected.dtype and ours.shape == expected.shape
+    np.testing.assert_allclose(ours, expected, atol=1e-12 if dtype == "float64" else 3e-6)
+
+
+@pytest.mark.parametrize("band", [[0.5, 40], [0, 40], [1, 20]])
+@pytest.mark.parametrize("order", [1, 3, 4])
+def test_the_filter_equals_scipys_to_the_bit(band, order):
+    signal = np.random.default_rng(0).normal(size=(2, 3, 777))
+    edges, kind = (band, "bandpass") if band[0] > 0 else (band[1], "lowpass")
+    expected = sosfiltfilt(butter(order, edges, kind, fs=500, output="sos"), signal, axis=-1)
+    np.testing.assert_array_equal(bandpass_filter(signal, 500, band, 100, order), expected)
 
 
 # ---- settings
@@ -463,6 +606,7 @@ def test_every_setting_survives_saving(tmp_path):
     for name in (
         "preprocessor_config.json",
         "feature_extraction_ecg.py",
+        "filtering_ecg.py",
         "leads_ecg.py",
         "quality_ecg.py",
         "record_ecg.py",
@@ -485,6 +629,22 @@ def test_every_setting_survives_saving(tmp_path):
         ({"bandpass": [40]}, "bandpass"),
         ({"normalization": "standard"}, "needs it"),
         ({"lead_means": [0.0] * 12}, "lead_means belongs to"),
+        *(
+            ({"sampling_rate": value}, "positive")
+            for value in (-1, float("nan"), float("inf"), 0.01, 1e9, "500", True)
+        ),
+        *(({"num_samples": value}, "num_samples must be") for value in (-1, 0, 10**12, 2.5, float("nan"), "9", True)),
+        *(({"min_duration": value}, "number of seconds") for value in (-1, float("nan"), float("inf"), "2")),
+        *(({"max_gap": value}, "number of seconds") for value in (-1, float("nan"), float("inf"))),
+        *(({"bandpass": band}, "bandpass") for band in ([float("nan"), 40], [0.5, float("inf")], [0.5, float("nan")])),
+        *(
+            ({"normalization": "standard", "lead_means": [0.0] * 12, "lead_scales": [*[1.0] * 11, value]}, "V6 is")
+            for value in (-1.0, float("nan"), float("inf"))
+        ),
+        *(
+            ({"normalization": "standard", "lead_means": [value, *[0.0] * 11], "lead_scales": [1.0] * 12}, "lead I is")
+            for value in (float("nan"), float("inf"), float("-inf"))
+        ),
         ({"normalization": "standard", "lead_means": [0.0], "lead_scales": [1.0]}, "1 values for 12 leads"),
     ],
 )
