@@ -114,6 +114,14 @@ class LinearProbeOptions(FeatureOptions, TaskOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(EvaluationOptions):
+    """See `classifier`."""
+
+    seeds: tuple[str, ...] = option("folders of the same model trained with other seeds", (), metavar="FOLDER")
+    leads: tuple[str, ...] = option("the only leads that the model sees; by default all", (), metavar="LEAD")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FewShotOptions(FeatureOptions, TaskOptions):
     """See `few_shot`."""
 

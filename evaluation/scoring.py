@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ecgformers.datasets_scripts.preparing import ECG_COLUMNS
+from ecgformers.evaluation.tasks import TASKS, Task
 from ecgformers.metrics.ranking import auroc, macro
 from ecgformers.modeling.losses_ecg import pairwise_distance
 from ecgformers.modeling.pipelines_ecg import prompt_scores
@@ -95,3 +96,17 @@ def zero_shot_auroc(
     scores = zero_shot_scores(model, embed_prepared(model, batches), embed_texts(model, processor, texts), texts)
     model.train(was_training)
     return float(macro(auroc(targets, scores)))
+
+
+def statement_scores(probabilities: np.ndarray, task: Task) -> np.ndarray:
+    """Scores of a task's classes from those of the statements that stand for them: (n, statements) -> (n, classes).
+
+    A class's probability is that any of its statements is true, were they independent; labels of 0 and 1 become the
+    class's labels.
+
+    Args:
+        probabilities: in the order of the classes of `ptbxl_all`.
+    """
+    order = {code: index for index, code in enumerate(TASKS["ptbxl_all"].classes)}
+    members = [[order[code] for code in task.statements[name]] for name in task.classes]
+    return np.stack([1 - np.prod(1 - probabilities[:, member], axis=1) for member in members], axis=1)

@@ -32,6 +32,7 @@ import yaml
 Row = Mapping[str, Any]
 
 FOLDER = Path(__file__).with_name("tasks")
+WORDS_FILE = Path(__file__).with_name("words.yaml")
 LANGUAGES = ("en", "de")
 
 
@@ -426,6 +427,20 @@ def prompts(
                 owner[text.lower()] = name
                 result[name].append(text)
     return result
+
+
+def words(task: Task) -> dict[str, str]:
+    """Class -> what it is called, for the classes of PTB-XL's statements; a group of one statement is called like it.
+
+    Raises:
+        ValueError: a class without a name.
+    """
+    tree = _read_yaml(WORDS_FILE)
+    level = {"ptbxl_super": "superclasses", "ptbxl_sub": "subclasses"}.get(task.name, "statements")
+    names = {**tree["statements"], **tree[level]}
+    if unknown := [name for name in task.classes if name not in names]:
+        raise ValueError(f"{WORDS_FILE}: no words for {', '.join(unknown)} of {task.name}")
+    return {name: names[name] for name in task.classes}
 
 
 def ejection_fraction_prompts(

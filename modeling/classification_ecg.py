@@ -1,12 +1,26 @@
 """What the `...ForSequenceClassification` classes share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
+
+
+def membership(labels: Sequence[str], groups: Mapping[str, Sequence[str]]) -> torch.Tensor:
+    """(labels, groups), 1 where a label belongs to a group."""
+    return torch.tensor([[float(label in members) for members in groups.values()] for label in labels])
+
+
+def log_none(logits: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the probability that no label of a group is true, were labels independent.
+
+    (..., labels) and (labels, groups) -> (..., groups); so a group's probability is `1 - exp` of it.
+    """
+    return -F.softplus(logits) @ membership
 
 
 class EcgClassifierMixin(nn.Module):
@@ -16,6 +30,11 @@ class EcgClassifierMixin(nn.Module):
     its `ecg_model`.
     `config.problem_type` is "single_label_classification", "multi_label_classification" or "regression"; with
     `config.freeze_encoder` only the head is trained (a linear probe), and batch statistics stay as they are.
+
+    A calibrated classifier's config holds besides what was chosen on records that it was not trained on:
+    `logit_temperature`, by which logits are divided before they become probabilities, and `thresholds`, one a label,
+    from which on that probability speaks for the label; and `groups`, level -> group -> labels, such as
+    `{"superclass": {"conduction disturbance": ["left bundle branch block", ...]}}`.
     """
 
     config: Any

@@ -28,6 +28,7 @@ from transformers import Pipeline, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
+from .classification_ecg import log_none, membership
 from .reading_ecg import read_ecg
 
 READING_OPTIONS = ("lead_names", "sampling_rate", "units", "verify_checksum")
@@ -123,9 +124,14 @@ class EcgPipeline(Pipeline):
 class EcgClassificationPipeline(EcgPipeline):
     """Scores of a trained head: `[{"label", "score"}, ...]`, highest first.
 
+    Where a model was calibrated (`logit_temperature` in its config), scores are probabilities one can count on among
+    recordings like those of its calibration.
+
     Args of a call:
         function_to_apply: `"softmax"` over labels that exclude each other, `"sigmoid"` of each, `"none"`; by default
             what the head was trained for: sigmoid (multi-label), softmax (single label), the values (regression).
+        level: groups of labels, one of the levels in the config's `groups`, such as `"superclass"`: the probability
+            that any label of a group is true.
         top_k: so many labels.
     """
 
@@ -140,23 +146,35 @@ class EcgClassificationPipeline(EcgPipeline):
             )
         return None
 
-    def _options(self, function_to_apply: str | None = None, top_k: int | None = None) -> tuple[dict, dict]:
-        return {}, _given(function_to_apply=_known_function(function_to_apply), top_k=top_k)
+    def _options(
+        self, function_to_apply: str | None = None, level: str | None = None, top_k: int | None = None
+    ) -> tuple[dict, dict]:
+        if level is not None and level not in (levels := getattr(self.model.config, "groups", None) or {}):
+            raise ValueError(f"level {level!r}: this model's labels have {', '.join(levels) or 'no levels'}")
+        return {}, _given(function_to_apply=_known_function(function_to_apply), level=level, top_k=top_k)
 
     def _run(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {"logits": self.model(**inputs).logits.float()}
 
     def _answer(
-        self, output: ModelOutput, function_to_apply: str | None = None, top_k: int | None = None
+        self,
+        output: ModelOutput,
+        function_to_apply: str | None = None,
+        level: str | None = None,
+        top_k: int | None = None,
     ) -> list[dict[str, Any]]:
         config = self.model.config
+        labels = [config.id2label[index] for index in range(config.num_labels)]
+        logits = output["logits"][0] / getattr(config, "logit_temperature", 1.0)
+        if level is not None:
+            groups = config.groups[level]
+            return _ranked(list(groups), 1 - log_none(logits, membership(labels, groups)).exp(), top_k)
         if function_to_apply is None:
             is_regression = config.problem_type == "regression" or config.num_labels == 1  # as in training
             function_to_apply = "none" if is_regression else "softmax"
             if config.problem_type == "multi_label_classification":
                 function_to_apply = "sigmoid"
-        scores = ACTIVATIONS[function_to_apply](output["logits"][0])
-        return _ranked([config.id2label[index] for index in range(config.num_labels)], scores, top_k)
+        return _ranked(labels, ACTIVATIONS[function_to_apply](logits), top_k)
 
 
 class ZeroShotEcgClassificationPipeline(EcgPipeline):

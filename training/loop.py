@@ -134,6 +134,7 @@ def train(
     save_model: Callable[[Any, Path], None],
     evaluate: Callable[[Any], dict[str, float]],
     score: str,
+    groups: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Train `model`, whose forward takes a batch and returns an output with `loss` (and named parts).
 
@@ -142,6 +143,7 @@ def train(
         make_batches: (epoch, first batch) -> this process' batches; see `loading.map_batches` and `stream_batches`.
         save_model: writes the model (and its processor) to a folder.
         evaluate: figures of the model; `score` names the one to be maximised.
+        groups: of parameters, for AdamW; by default `decay_groups`.
 
     Returns:
         the folder of the best model.
@@ -163,7 +165,7 @@ def train(
     evaluation_steps = {round(steps_per_epoch * part / parts) for part in range(1, parts + 1)}
 
     optimizer = torch.optim.AdamW(
-        decay_groups(model, settings.weight_decay),
+        groups or decay_groups(model, settings.weight_decay),
         lr=settings.learning_rate,
         betas=(settings.betas[0], settings.betas[1]),
     )
