@@ -17,6 +17,9 @@ demo: $(VENV)/installed  ## read a real 12-lead ECG, run the models on it, draw 
 test: $(VENV)/installed  ## the whole test suite
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed  ## style, and types in an installed copy: type checkers see no editable one
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	rm -rf build $(VENV)/typed
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(VENV)/typed .
+	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package ecgformers
