@@ -69,7 +69,7 @@ class Result:
 
 def run(options: CompareOptions) -> list[dict[str, Any]]:
     first, second = Result.load(options.first), Result.load(options.second)
-    pairs = [tuple(options.rows)] if options.rows else shared_rows(first, second)
+    pairs = [options.rows] if options.rows else shared_rows(first, second)
     for result, names in zip((first, second), zip(*pairs, strict=True), strict=True):
         for name in names:
             if name not in result.rows:

@@ -17,6 +17,7 @@ For research use; not a medical device.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def run(options: RetrievalOptions) -> Table:
     else:
         find_reports(table, data.take(has_report), encoder)
     if options.echo:
-        find_echo_studies(table, data, encoder)
+        find_echo_studies(table, data, encoder, options.echo)
     find_patients(table, data, encoders)
     table.write()
     return table
@@ -81,7 +82,7 @@ def find_reports(table: Table, data: RecordData, encoder: HubEncoder):
     add_chance(table, "report or ECG", matches, data.rows)
 
 
-def find_echo_studies(table: Table, data: RecordData, encoder: EcgEncoder):
+def find_echo_studies(table: Table, data: RecordData, encoder: EcgEncoder, echo: Path):
     """Rows for both directions between ECGs and echo studies.
 
     Raises:
@@ -93,10 +94,10 @@ def find_echo_studies(table: Table, data: RecordData, encoder: EcgEncoder):
     if "echo_study_id" not in data.ecgs.column_names:
         raise ValueError(f"{options.data} has no column echo_study_id: build it with datasets_scripts.mimic_iv_echo")
     study_of = np.array(data.ecgs.with_format(None).select(data.rows)["echo_study_id"], dtype=object)
-    gaussians = read_gaussians(options.echo, encoder.model.config.projection_dim)
+    gaussians = read_gaussians(echo, encoder.model.config.projection_dim)
     has_study = np.array([study in gaussians for study in study_of], dtype=bool)
     if not has_study.any():
-        raise ValueError(f"none of {len(data)} recordings has its echo study in {options.echo}")
+        raise ValueError(f"none of {len(data)} recordings has its echo study in {echo}")
     encoders = with_embeddings(encoder, table)
     data, features, notes = encode_records(encoders, data.take(has_study), options)
     study_of = study_of[np.isin(table.data.rows, data.rows)].astype(str)

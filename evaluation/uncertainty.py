@@ -25,7 +25,7 @@ For research use; not a medical device.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,10 +33,10 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from ecgformers.evaluation.answers import answers_to
 from ecgformers.evaluation.corruption import CorruptedExtractor, Corruption
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, extract_features, with_random
-from ecgformers.evaluation.options import UncertaintyOptions
-from ecgformers.evaluation.probing import fit_probes
+from ecgformers.evaluation.options import EvaluationOptions, UncertaintyOptions
 from ecgformers.evaluation.records import TaskData, load_task
 from ecgformers.evaluation.scoring import embedding_names, zero_shot_scores
 from ecgformers.evaluation.tables import Table
@@ -48,17 +48,14 @@ from ecgformers.evaluation.zero_shot_value import (
     predict_ejection_fractions,
 )
 from ecgformers.metrics.bootstrap import counts_for_intervals
-from ecgformers.metrics.conformal import covers_labels, label_sets, value_intervals
-from ecgformers.metrics.decisions import balanced_accuracy, calibration_error, risk_coverage
-from ecgformers.metrics.ranking import auroc, macro
+from ecgformers.metrics.decisions import balanced_accuracy, risk_coverage
+from ecgformers.metrics.ranking import macro
 from ecgformers.metrics.summary import as_figure, mean_summary
 from ecgformers.modeling.modeling_echoing_ecg import uncertainty
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.options import parse, run_command
 
 NOISE_DB, DROPPED_LEADS = (20, 10, 5, 0), (1, 3, 6)
-PENALTY = 1e-5  # on the slope of a class's logistic regression
-LIMIT = 40  # % of ejection fraction, as in the task lvef_below_40
 
 
 def run(options: UncertaintyOptions) -> Table:
@@ -150,57 +147,35 @@ def parts_of_patients(patients: np.ndarray, parts: int, rng: np.random.Generator
     return (rng.permutation(len(names)) % parts)[index]
 
 
-def fit_calibration(task: Task, answers: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from answers to probabilities (n, classes), or to values (n, 1)."""
-    if task.is_value:
-        line = np.linalg.lstsq(np.hstack([answers, np.ones_like(answers)]), targets[:, 0])[0]
-        return lambda new: new * line[0] + line[1]
-    columns = [slice(index, index + 1) for index in range(answers.shape[1])]
-    probes = [next(fit_probes(answers[:, column], targets[:, column], [PENALTY])) for column in columns]
-    return lambda new: np.hstack([probe(new[:, column]) for probe, column in zip(probes, columns, strict=True)])
-
-
 def calibrated(data: TaskData, answers: np.ndarray, seed: int) -> np.ndarray:
     """The answers of either half of the patients, calibrated on the other half."""
     part = parts_of_patients(data.patients, 2, np.random.default_rng(seed))
     result = np.empty_like(answers)
     for half in (0, 1):
-        fit = fit_calibration(data.task, answers[part != half], data.targets[part != half])
+        fit = answers_to(data.task).fit(answers[part != half], data.targets[part != half])
         result[part == half] = fit(answers[part == half])
     return result
 
 
-def errors(data: TaskData, predictions: np.ndarray) -> np.ndarray:
-    """(n,): whether the likeliest class is not among a record's, or how far the value is off (a part of 100 %)."""
-    if data.task.is_value:
-        return np.abs(predictions - data.targets)[:, 0] / 100
-    return 1.0 - data.targets[np.arange(len(data)), predictions.argmax(1)]
-
-
 def uncertainty_table(data: TaskData, options: UncertaintyOptions) -> Table:
-    columns = {"error": "error", "balanced accuracy": "balanced_accuracy"}
-    if not data.task.is_value:
-        columns |= {"macro AUROC": "auroc_macro", "calibration error": "calibration_error"}
+    kind = answers_to(data.task)
+    columns = {"error": "error", "balanced accuracy": "balanced_accuracy", **kind.columns}
     columns |= {"area under risk and coverage": "area", "uncertainty": "uncertainty"}
     table = Table("uncertainty", options, data, columns, "balanced_accuracy", ("error", "uncertainty"), data.task.name)
-    if data.task.is_value:
-        table.notes.append(f"error: mean absolute error; balanced accuracy: of ejection fractions below {LIMIT} %")
-    else:
-        table.notes.append("error: the likeliest class is none of the record's; a class is said to be there where its")
-        table.notes[-1] += " probability is higher than its share (balanced accuracy)"
+    table.notes.append(kind.note)
     table.notes.append("lower area: the errors are among the unsure records; uncertainty in % of the squared mean")
     return table
 
 
 def add_halves(table: Table, data: TaskData, method: str, detail: str, answers: np.ndarray, variance: np.ndarray):
     """Rows of all records, and of the halves with the lower and the higher uncertainty."""
-    predictions = calibrated(data, answers, table.options.seed)
-    decisions = predictions < LIMIT if data.task.is_value else predictions > data.targets.mean(0)
+    kind, predictions = answers_to(data.task), calibrated(data, answers, table.options.seed)
+    decisions = kind.decisions(predictions, data.targets)
     lower = np.argsort(np.argsort(variance, kind="stable")) < len(data) / 2
     parts = {"all records": np.full(len(data), True), "lower uncertainty": lower, "higher uncertainty": ~lower}
     for name, which in parts.items():
         values = np.full((len(data), 2), np.nan)
-        values[which] = np.stack([errors(data, predictions), variance], axis=1)[which]
+        values[which] = np.stack([kind.errors(predictions, data.targets), variance], axis=1)[which]
         figures = part_figures(
             data.take(which), answers[which], predictions[which], decisions[which], values[which], table.options
         )
@@ -213,18 +188,16 @@ def part_figures(
     predictions: np.ndarray,
     decisions: np.ndarray,
     values: np.ndarray,
-    options: UncertaintyOptions,
+    options: EvaluationOptions,
 ) -> dict[str, Any]:
     """The figures of some records; `values` (n, 2) are their errors and uncertainties."""
     figures = mean_summary(values[:, :1], ["error"], data.patients, options.resamples, options.seed)
     figures["uncertainty"] = as_figure(values[:, 1].mean())
     figures["area"] = as_figure(risk_coverage(values[:, 0], -values[:, 1]).mean())
     counts = counts_for_intervals(data.patients, options.resamples, options.seed)
-    truth = data.targets < LIMIT if data.task.is_value else data.targets
-    if not data.task.is_value:
-        resampled = None if counts is None else macro(auroc(truth, answers, counts))
-        figures["auroc_macro"] = as_figure(macro(auroc(truth, answers)), resampled)
-        figures["calibration_error"] = as_figure(calibration_error(truth, predictions).mean())
+    kind = answers_to(data.task)
+    figures |= kind.figures(data.targets, answers, predictions, counts)
+    truth = kind.truth(data.targets)
     resampled = None if counts is None else macro(balanced_accuracy(truth, decisions, counts))
     figures["balanced_accuracy"] = as_figure(macro(balanced_accuracy(truth, decisions)), resampled)
     return figures
@@ -234,9 +207,9 @@ def conformal_table(data: TaskData, answers: np.ndarray, variance: np.ndarray, o
     """Coverage and size of sets or intervals on held-out halves of the patients, by the stated coverage."""
     columns = {"coverage": "coverage", "lowest": "lowest", "highest": "highest", "size": "size"}
     table = Table("conformal", options, data, columns, "coverage", ("coverage", "size"), data.task.name)
-    what = "width of the interval" if data.task.is_value else "share of the classes in the set"
+    size = answers_to(data.task).size
     table.notes.append(
-        f"size: {what}; means over {options.trials} random halves of the patients, lowest and highest too"
+        f"size: {size}; means over {options.trials} random halves of the patients, lowest and highest too"
     )
     methods = {table.model: (answers, None), "prior": (np.zeros_like(answers), None)}
     if data.task.is_value:
@@ -262,20 +235,10 @@ def conformal_trial(
     other half, of which one half calibrates the probabilities and the other the sets."""
     part = parts_of_patients(data.patients, 4, np.random.default_rng(seed))
     held_out, fitted, known = part < 2, part == 2, part == 3
-    predictions = fit_calibration(data.task, answers[fitted], data.targets[fitted])(answers)
+    kind = answers_to(data.task)
+    predictions = kind.fit(answers[fitted], data.targets[fitted])(answers)
     result = np.full((len(data), 2), np.nan)
-    if data.task.is_value:
-        spread = np.ones(len(data)) if spreads is None else spreads
-        values, predicted = data.targets[:, 0], predictions[:, 0]
-        intervals = value_intervals(
-            values[known], predicted[known], predicted[held_out], coverage, spread[known], spread[held_out]
-        ).clip(0, 100)
-        result[held_out, 0] = (intervals[:, 0] <= values[held_out]) & (values[held_out] <= intervals[:, 1])
-        result[held_out, 1] = (intervals[:, 1] - intervals[:, 0]) / 100
-    else:
-        sets = label_sets(data.targets[known], predictions[known], predictions[held_out], coverage)
-        result[held_out, 0] = covers_labels(sets, data.targets[held_out])
-        result[held_out, 1] = sets.mean(1)
+    result[held_out] = kind.promises(data.targets, predictions, known, held_out, coverage, spreads)
     return result
 
 
@@ -317,14 +280,14 @@ def draw(
     """risk_coverage_TASK_MODEL.png, uncertainty_TASK_MODEL.png and, for classes, reliability_TASK_MODEL.png."""
     task, title = data.task, f"{options.model_name}, {data.task.name}"
     predictions = calibrated(data, answers, options.seed)
-    error = errors(data, predictions)
+    kind = answers_to(task)
+    error = kind.errors(predictions, data.targets)
     curves = {
         "by uncertainty": risk_coverage(error, -variance),
         "best order": risk_coverage(error, -error),
         "any order": risk_coverage(error, np.zeros(len(error))),
     }
-    risk = "mean absolute error" if task.is_value else "likeliest class wrong"
-    figures = {"risk_coverage": risk_coverage_figure(title, risk, curves)}
+    figures = {"risk_coverage": risk_coverage_figure(title, kind.error, curves)}
     figures["uncertainty"] = uncertainty_figure(title, variance, corrupted)
     if not task.is_value:
         figures["reliability"] = reliability_figure(title, data.targets, {"calibrated": predictions})
