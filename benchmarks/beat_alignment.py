@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from measuring import measure, print_table
 from torch import Tensor
 
-from ecgformers.modeling.losses_ecg import beat_alignment_loss
+from ecgformers.modeling.losses_melp import beat_alignment_loss
 
 BATCHES = (16, 32, 64, 128)
 BEATS, DIM, SENTENCES = 13, 256, 6

@@ -24,22 +24,22 @@ class InfoNceStudent(EchoingEcgModel):
     """`EchoingEcgModel` under another loss; its folders load as the model itself."""
 
     _auto_class = None
-    _keys_to_ignore_on_save = ("logit_scale",)
+    _keys_to_ignore_on_save = ("contrastive_scale",)
 
     def __init__(self, config: EchoingEcgConfig):
         super().__init__(config)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.contrastive_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         for head in (self.ecg_model.head, self.text_model.head):
             nn.init.zeros_(head.logvar_projection.weight)
             nn.init.constant_(head.logvar_projection.bias, -30.0)
             head.logvar_projection.requires_grad_(False)
 
-    def forward(self, *args: Any, return_loss: bool = False, **kwargs: Any) -> EchoingEcgOutput:
+    def forward(self, *args: Any, return_loss: bool = False, gather: bool = False, **kwargs: Any) -> EchoingEcgOutput:
         """As `EchoingEcgModel.forward`; with `return_loss` the symmetric InfoNCE of the means."""
         output = super().forward(*args, **kwargs)
         if return_loss:
-            scale = self.logit_scale.exp().clamp(max=100)
-            output.loss = contrastive_loss(output.ecg_embeds, output.text_embeds, scale)
+            scale = self.contrastive_scale.exp().clamp(max=100)
+            output.loss = contrastive_loss(output.ecg_embeds, output.text_embeds, scale, gather)
         return output
 
 

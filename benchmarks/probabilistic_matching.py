@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from measuring import Measurement, available_gibibytes, measure, print_table
 from torch import Tensor
 
-from ecgformers.modeling.losses_ecg import ProbabilisticMatchingLoss
+from ecgformers.modeling.losses_echoing_ecg import ProbabilisticMatchingLoss
 
 LITERAL_SIZES = ((64, 512), (256, 512), (1024, 512))  # (batch, dim)
 DIMS = (128, 256, 512, 1024)

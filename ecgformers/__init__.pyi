@@ -12,9 +12,9 @@ from .modeling.modeling_echoing_ecg import EchoingEcgModel as EchoingEcgModel
 from .modeling.modeling_melp import MelpForConditionalGeneration as MelpForConditionalGeneration
 from .modeling.modeling_melp import MelpForSequenceClassification as MelpForSequenceClassification
 from .modeling.modeling_melp import MelpModel as MelpModel
-from .modeling.modeling_melp_ecg import MelpEcgForPreTraining as MelpEcgForPreTraining
 from .modeling.modeling_melp_ecg import MelpEcgForSequenceClassification as MelpEcgForSequenceClassification
 from .modeling.modeling_melp_ecg import MelpEcgModel as MelpEcgModel
+from .modeling.modeling_melp_pretraining import MelpEcgForPreTraining as MelpEcgForPreTraining
 from .modeling.modeling_merl import MerlForSequenceClassification as MerlForSequenceClassification
 from .modeling.modeling_merl import MerlModel as MerlModel
 from .modeling.plotting_ecg import plot_ecg as plot_ecg

@@ -29,7 +29,7 @@ from ecgformers.datasets_scripts.echo_gaussians import read_gaussians
 from ecgformers.evaluation.encoders import EcgEncoder, HubEncoder, encode_records, load_with_random, with_random
 from ecgformers.evaluation.options import RetrievalOptions
 from ecgformers.evaluation.records import RecordData, load_records
-from ecgformers.evaluation.scoring import embed_texts, embedding_names, similarity
+from ecgformers.evaluation.scoring import embed_texts, similarity
 from ecgformers.evaluation.tables import Table
 from ecgformers.metrics.retrieval import equal_texts, match_ranks
 from ecgformers.metrics.summary import mean_summary
@@ -60,7 +60,7 @@ def run(options: RetrievalOptions) -> Table:
 
 def with_embeddings(encoder: HubEncoder, table: Table) -> dict[str, HubEncoder]:
     """The encoder of what texts are compared with, and its baseline."""
-    embedding = HubEncoder(encoder.model, encoder.feature_extractor, encoder.device, embedding_names(encoder.model))
+    embedding = HubEncoder(encoder.model, encoder.feature_extractor, encoder.device, encoder.model.embedding_names)
     return with_random(embedding, table.model, table.options.seed)
 
 
@@ -89,7 +89,7 @@ def find_echo_studies(table: Table, data: RecordData, encoder: EcgEncoder, echo:
         ValueError: a model without Gaussians, data without echo studies, or a file without theirs.
     """
     options = table.options
-    if not (isinstance(encoder, HubEncoder) and len(embedding_names(encoder.model)) == 2):
+    if not (isinstance(encoder, HubEncoder) and "ecg_logvar" in getattr(encoder.model, "embedding_names", ())):
         raise ValueError(f"{options.model} knows no echo studies: --echo needs an EchoingEcgModel")
     if "echo_study_id" not in data.ecgs.column_names:
         raise ValueError(f"{options.data} has no column echo_study_id: build it with datasets_scripts.mimic_iv_echo")

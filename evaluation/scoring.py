@@ -15,21 +15,15 @@ import torch
 from ecgformers.datasets_scripts.preparing import ECG_COLUMNS
 from ecgformers.evaluation.tasks import TASKS, Task
 from ecgformers.metrics.ranking import auroc, macro
-from ecgformers.modeling.losses_ecg import pairwise_distance
 from ecgformers.modeling.pipelines_ecg import prompt_scores
 
 TEXTS_A_BATCH, ECGS_A_BATCH = 64, 1024
 
 
-def embedding_names(model: Any) -> tuple[str, ...]:
-    """The outputs of the ECG tower that texts are compared with; the text tower's are named alike."""
-    return ("ecg_embeds", "ecg_logvar") if model.config.model_type == "echoing_ecg" else ("ecg_embeds",)
-
-
 @torch.no_grad()
 def embed_texts(model: Any, processor: Any, texts: Mapping[str, list[str]]) -> torch.Tensor:
     """The embeddings of all prompts, class by class: (prompts, features)."""
-    names = [name.replace("ecg", "text") for name in embedding_names(model)]
+    names = [name.replace("ecg", "text") for name in model.embedding_names]
     prompts_of_all = [text for class_texts in texts.values() for text in class_texts]
     features = []
     for start in range(0, len(prompts_of_all), TEXTS_A_BATCH):
@@ -39,20 +33,22 @@ def embed_texts(model: Any, processor: Any, texts: Mapping[str, list[str]]) -> t
     return torch.cat(features)
 
 
+@torch.no_grad()
 def similarity(model: Any, ecg: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """(ECGs, texts): minus the distance where embeddings are Gaussians, the cosine otherwise."""
-    if len(embedding_names(model)) == 2:
-        ecg_mean, ecg_logvar = ecg.chunk(2, dim=-1)
-        text_mean, text_logvar = text.chunk(2, dim=-1)
-        return -pairwise_distance(ecg_mean, ecg_logvar, text_mean, text_logvar, model.config.distance)
-    return ecg @ text.T
+    """The model's logits (ECGs, texts or echo studies) of features side by side, see its `match_logits`."""
+
+    def named(features: torch.Tensor, tower: str) -> dict[str, torch.Tensor]:
+        names = [name.replace("ecg", tower) for name in model.embedding_names]
+        return dict(zip(names, features.to(model.device).chunk(len(names), dim=-1), strict=True))
+
+    return model.match_logits(named(ecg, "ecg"), named(text, "text")).cpu()
 
 
 def zero_shot_scores(model: Any, ecg: torch.Tensor, text: torch.Tensor, texts: Mapping[str, list[str]]) -> np.ndarray:
     """Scores (n, classes): mean similarity with each class's prompts.
 
     Args:
-        ecg: (n, features), the outputs `embedding_names(model)` side by side.
+        ecg: (n, features), the outputs `model.embedding_names` side by side.
         text: (prompts, features), from `embed_texts`.
         texts: the prompts of every class.
     """
@@ -63,12 +59,12 @@ def zero_shot_scores(model: Any, ecg: torch.Tensor, text: torch.Tensor, texts: M
 
 @torch.no_grad()
 def embed_prepared(model: Any, batches: Iterable[Mapping[str, Any]]) -> torch.Tensor:
-    """The outputs `embedding_names(model)` of prepared ECGs, side by side: (ECGs, features)."""
+    """The outputs `model.embedding_names` of prepared ECGs, side by side: (ECGs, features)."""
     features = []
     for batch in batches:
         inputs = {name: batch[name].to(model.device) for name in ECG_COLUMNS if name in batch}
         output = model.get_ecg_features(**inputs)
-        features.append(torch.cat([output[name] for name in embedding_names(model)], dim=-1).float().cpu())
+        features.append(torch.cat([output[name] for name in model.embedding_names], dim=-1).float().cpu())
     return torch.cat(features)
 
 

@@ -38,7 +38,7 @@ from ecgformers.evaluation.corruption import CorruptedExtractor, Corruption
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, extract_features, with_random
 from ecgformers.evaluation.options import EvaluationOptions, UncertaintyOptions
 from ecgformers.evaluation.records import TaskData, load_task
-from ecgformers.evaluation.scoring import embedding_names, zero_shot_scores
+from ecgformers.evaluation.scoring import zero_shot_scores
 from ecgformers.evaluation.tables import Table
 from ecgformers.evaluation.tasks import Task, find_task, prompts
 from ecgformers.evaluation.uncertainty_figures import reliability_figure, risk_coverage_figure, uncertainty_figure
@@ -68,9 +68,9 @@ def run(options: UncertaintyOptions) -> Table:
         data = load_task(options.data, options.task, options.folds, options.split_table)
     data = with_contrast(data.part(options.split))
     model, processor = AutoModel.from_pretrained(options.model), AutoProcessor.from_pretrained(options.model)
-    if len(embedding_names(model)) < 2:
+    if "ecg_logvar" not in getattr(model, "embedding_names", ()):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which has no Gaussians")
-    encoder = HubEncoder(model, processor.feature_extractor, options.device, embedding_names(model))
+    encoder = HubEncoder(model, processor.feature_extractor, options.device, model.embedding_names)
     name = options.model_name
     encoders = with_random(encoder, name, options.seed)
     data, features, notes = encode_records(encoders, data, options)

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, with_random
 from ecgformers.evaluation.options import ZeroShotOptions
 from ecgformers.evaluation.records import load_task
-from ecgformers.evaluation.scoring import embed_texts, embedding_names, zero_shot_scores
+from ecgformers.evaluation.scoring import embed_texts, zero_shot_scores
 from ecgformers.evaluation.tables import ClassificationTable
 from ecgformers.evaluation.tasks import prompts
 from ecgformers.options import parse, run_command
@@ -30,7 +30,7 @@ def run(options: ZeroShotOptions) -> ClassificationTable:
     model, processor = AutoModel.from_pretrained(options.model), AutoProcessor.from_pretrained(options.model)
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which has no text tower")
-    encoder = HubEncoder(model, processor.feature_extractor, options.device, embedding_names(model))
+    encoder = HubEncoder(model, processor.feature_extractor, options.device, model.embedding_names)
     encoders = with_random(encoder, options.model_name, options.seed)
     test, features, notes = encode_records(encoders, test, options)
 

@@ -22,13 +22,13 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer
 from ecgformers.evaluation.encoders import HubEncoder, encode_records, with_random
 from ecgformers.evaluation.options import ZeroShotValueOptions
 from ecgformers.evaluation.records import TaskData, load_records
-from ecgformers.evaluation.scoring import ECGS_A_BATCH, TEXTS_A_BATCH, embed_texts, embedding_names, similarity
+from ecgformers.evaluation.scoring import ECGS_A_BATCH, TEXTS_A_BATCH, embed_texts, similarity
 from ecgformers.evaluation.tables import Table
 from ecgformers.evaluation.tasks import TASKS, ejection_fraction_prompts, labels
+from ecgformers.evaluation.zero_shot_echo import zero_shot_value
 from ecgformers.metrics.bootstrap import counts_for_intervals
 from ecgformers.metrics.decisions import balanced_accuracy
 from ecgformers.metrics.summary import as_figure, mean_summary
-from ecgformers.modeling.zero_shot_echo import zero_shot_value
 from ecgformers.options import parse, run_command
 
 LIMITS = (40, 50)  # %, of the tasks lvef_below_40 and lvef_below_50
@@ -38,7 +38,7 @@ def run(options: ZeroShotValueOptions) -> Table:
     data = load_ejection_fractions(options.data, options.folds)
     test = data.part(options.split)
     model, processor = AutoModel.from_pretrained(options.model), AutoProcessor.from_pretrained(options.model)
-    encoder = HubEncoder(model, processor.feature_extractor, options.device, embedding_names(model))
+    encoder = HubEncoder(model, processor.feature_extractor, options.device, model.embedding_names)
     encoders = with_random(encoder, options.model_name, options.seed)
     test, features, notes = encode_records(encoders, test, options)
 
@@ -67,7 +67,7 @@ def load_ejection_fractions(data: str, folds: str | None = None) -> TaskData:
 def predict_ejection_fractions(
     model: Any, processor: Any, ecg: torch.Tensor, options: ZeroShotValueOptions
 ) -> np.ndarray:
-    """(n,) in %, of the outputs `embedding_names(model)` of n ECGs side by side."""
+    """(n,) in %, of the outputs `model.embedding_names` of n ECGs side by side."""
     templates = ejection_fraction_prompts(options.language, options.prompts)
     text = embed_prompts(model, processor, [text for template in templates for text in template], options.teacher)
     values = list(range(101)) * len(templates)
@@ -87,7 +87,7 @@ def embed_prompts(model: Any, processor: Any, texts: Sequence[str], teacher: str
             raise ValueError(f"a {type(model).__name__} has no text tower")
         return embed_texts(model, processor, {"": list(texts)})
     echo_clip, tokenizer = AutoModel.from_pretrained(teacher).eval(), AutoTokenizer.from_pretrained(teacher)
-    if model.config.model_type != "echoing_ecg" or echo_clip.config.projection_dim != model.config.projection_dim:
+    if "ecg_logvar" not in model.embedding_names or echo_clip.config.projection_dim != model.config.projection_dim:
         raise ValueError(f"{teacher} and a {type(model).__name__} have no space of embeddings in common")
     means = []
     with torch.no_grad():

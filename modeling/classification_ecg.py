@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 
 def membership(labels: Sequence[str], groups: Mapping[str, Sequence[str]]) -> torch.Tensor:
@@ -83,14 +84,14 @@ class EcgClassifierMixin(nn.Module):
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """
         Args:
             input_values, lead_mask, sample_mask: see the forward method of `ecg_model`.
             labels: see `classification_loss`.
         """
-        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        outputs = self.ecg_model(input_values, lead_mask, sample_mask, **kwargs)
         logits = self.classifier(self.before_classifier(outputs.pooler_output))  # (batch, num_labels)
         return SequenceClassifierOutput(
             loss=None if labels is None else self.classification_loss(logits, labels),

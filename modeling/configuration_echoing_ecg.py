@@ -22,8 +22,8 @@ class EchoingEcgConfig(PreTrainedConfig):
         projection_dim: width of means and log-variances.
         pooling_size: width of the position codes and of the GRU that weigh the ranks in generalised pooling.
         initializer_range: standard deviation of new linear layers.
-        init_negative_scale, init_shift: initial a and b of the match logit -a d + b.
-        distance: the distance d between two Gaussians, see `ProbabilisticMatchingLoss`.
+        init_negative_scale, init_shift: initial a (`logit_scale`) and b (`logit_bias`) of the match logit -a d + b.
+        distance: the distance d between two Gaussians, see `pairwise_distance`.
         smoothness: weight of the pseudo-positive terms of the loss.
         vib_beta: weight of the loss's KL regulariser.
         contrast: weight of InfoNCE between the means; the published loss has none.

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, ConvNextModel
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_echo_clip import EchoClipConfig
 
@@ -126,12 +127,6 @@ class EchoClipPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, EchoClipModel):
-            init.constant_(module.logit_scale, self.config.init_logit_scale)
-
 
 class EchoClipModel(EchoClipPreTrainedModel):
     """Both towers; the teacher of EchoingECG, which learns from its frozen image tower.
@@ -158,6 +153,12 @@ class EchoClipModel(EchoClipPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(config.init_logit_scale))
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.logit_scale, self.config.init_logit_scale)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
@@ -165,14 +166,16 @@ class EchoClipModel(EchoClipPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> EchoClipImageOutput:
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> EchoClipImageOutput:
         """The image tower alone.
 
         Args:
             pixel_values: (frames, 3, height, width), RGB, as the image processor gives them; the published model was
                 trained on 224 x 224.
         """
-        outputs = self.vision_model(pixel_values, **{**kwargs, "return_dict": True})
+        outputs = self.vision_model(pixel_values, **kwargs)
         return EchoClipImageOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=outputs.pooler_output,
@@ -182,7 +185,7 @@ class EchoClipModel(EchoClipPreTrainedModel):
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> EchoClipTextOutput:
         """The text tower alone.
 
@@ -191,7 +194,7 @@ class EchoClipModel(EchoClipPreTrainedModel):
                 anything: no token sees those after it.
             attention_mask: (texts, length), 0 for padding.
         """
-        outputs = self.text_model(input_ids, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+        outputs = self.text_model(input_ids, attention_mask=attention_mask, **kwargs)
         return EchoClipTextOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=outputs.pooler_output,
@@ -206,15 +209,15 @@ class EchoClipModel(EchoClipPreTrainedModel):
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EchoClipOutput:
         """
         Args:
             pixel_values: see `get_image_features`.
             input_ids, attention_mask: see `get_text_features`.
         """
-        image_embeds = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True}).image_embeds
-        text_embeds = self.get_text_features(input_ids, attention_mask, **{**kwargs, "return_dict": True}).text_embeds
+        image_embeds = self.get_image_features(pixel_values, **kwargs).image_embeds
+        text_embeds = self.get_text_features(input_ids, attention_mask, **kwargs).text_embeds
         logits = self.logit_scale.exp() * image_embeds @ text_embeds.T  # (frames, texts)
         return EchoClipOutput(
             logits_per_image=logits, logits_per_text=logits.T, image_embeds=image_embeds, text_embeds=text_embeds

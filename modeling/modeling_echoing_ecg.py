@@ -10,44 +10,35 @@ For research use; not a medical device.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import BertModel
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .classification_ecg import EcgClassifierMixin
 from .configuration_echoing_ecg import EchoingEcgConfig
-from .losses_ecg import ProbabilisticMatchingLoss, gather_with_gradient, matched_by_id, pairwise_distance
-from .masking_ecg import mean_over_time
-from .pooling_ecg import GeneralizedPooling
+from .gaussians_echoing_ecg import pairwise_distance, probabilistic_matching_loss
+from .losses_ecg import gather_with_gradient
+from .masking_ecg import count_steps, length_mask, mean_over_time
+from .pairing_ecg import matched_by_id
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
+
+_FORMER_NAMES = {r"^matching_loss\.negative_scale$": "logit_scale", r"^matching_loss\.shift$": "logit_bias"}
 
 
 def uncertainty(logvar: torch.Tensor) -> torch.Tensor:
     """Total variance of Gaussians with log-variances (batch, projection_dim): (batch,), in float32 at least."""
     return logvar.to(torch.promote_types(logvar.dtype, torch.float32)).exp().sum(-1)
-
-
-def study_gaussian(frame_embeds: torch.Tensor, eps: float = 1e-8) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Gaussian of an echo study: direction of the mean over its frames, log of the variance over its frames.
-
-    Args:
-        frame_embeds: (..., frames, dim), as the echo teacher gives them (unit norm).
-        eps: added to the variance, which is 0 for a single frame.
-
-    Returns:
-        mean (..., dim), unit norm (zero stays zero), and log-variance (..., dim).
-    """
-    mean = frame_embeds.mean(-2)
-    norm = mean.norm(dim=-1, keepdim=True)
-    return mean / torch.where(norm > 0, norm, 1.0), (frame_embeds.var(-2, correction=0) + eps).log()
 
 
 @dataclass
@@ -105,7 +96,7 @@ class EchoingEcgOutput(ModelOutput):
     Args:
         loss: match_loss + smoothness * pseudo_positive_loss + vib_beta * vib_loss + contrast * contrastive_loss, times
             `echo_loss_weight` for echo studies; the parts are unweighted.
-        match_loss, pseudo_positive_loss, vib_loss, contrastive_loss: see `ProbabilisticMatchingLoss`.
+        match_loss, pseudo_positive_loss, vib_loss, contrastive_loss: see `probabilistic_matching_loss`.
         logits_per_ecg: (ECGs, texts) or (ECGs, studies), -a distance + b; its sigmoid is the match probability.
         logits_per_text: (texts, ECGs), the transpose; None when the ECGs were compared with echo studies.
         ecg_embeds, text_embeds, echo_embeds: (batch, projection_dim), means, unit norm.
@@ -132,8 +123,68 @@ class EchoingEcgOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class LogVarianceProjection(nn.Linear):
-    """Linear layer for log-variances: the total variance starts near 1, the squared length of the mean."""
+class GeneralizedPooling(nn.Module):
+    """Generalised pooling operator, GPO (Chen et al., CVPR 2021, arXiv 2011.04305).
+
+    Every channel is sorted over time and summed with one weight a rank.  The weights are learned but depend on the
+    number of valid steps alone: a bidirectional GRU reads sinusoidal codes of the ranks and scores them.  So the
+    operator can be anything from maximum to mean pooling, and where the padding lies does not matter.
+
+    Args:
+        size: width of the rank codes and of the GRU.
+        temperature: of the softmax over ranks.
+    """
+
+    def __init__(self, size: int = 32, temperature: float = 0.1):
+        super().__init__()
+        self.size = size
+        self.temperature = temperature
+        self.gru = nn.GRU(size, size, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(size, 1, bias=False)
+
+    def rank_codes(self, length: int) -> torch.Tensor:
+        """(length, size), sines at the even and cosines at the odd places."""
+        device = self.score.weight.device
+        exponents = torch.arange(0, self.size, 2, device=device, dtype=torch.float32)
+        frequencies = torch.exp(exponents * (-math.log(10000.0) / self.size))
+        angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(self.score.weight.dtype)
+
+    def rank_weights(self, length: int, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Weights (batch or 1, length) of the ranks, of which the first `lengths` (batch,) count; each row sums to 1.
+
+        In half precision the weights are float32: a softmax this sharp needs it.
+        """
+        codes = self.rank_codes(length)[None]  # (1, length, size)
+        if lengths is None:
+            states, _ = self.gru(codes)
+        else:  # packed, the backward direction starts at each row's own last rank
+            codes = codes.expand(len(lengths), -1, -1)
+            packed = pack_padded_sequence(codes, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=length)
+        forward, backward = states.chunk(2, dim=-1)  # (batch, length, size)
+        scores = self.score((forward + backward) / 2).squeeze(-1)  # (batch, length)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.temperature
+        if lengths is not None:
+            scores = scores.masked_fill(~length_mask(lengths, length), -torch.inf)
+        return scores.softmax(dim=-1)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`features` (batch, time, channels), `mask` (batch, time), 1 = valid -> (batch, channels).
+
+        Raises:
+            ValueError: a row of `mask` has no valid step.
+        """
+        length = features.shape[1]
+        lengths = None
+        if mask is not None:
+            lengths = count_steps(mask)
+            features = features.masked_fill(~mask.bool()[..., None], -torch.inf)  # padding sorts last
+        features = features.sort(dim=1, descending=True).values
+        if lengths is not None:
+            features = features.masked_fill(~length_mask(lengths, length)[..., None], 0)
+        weights = self.rank_weights(length, lengths)[..., None]  # (batch or 1, time, 1)
+        return (weights * features).sum(dim=1).to(features.dtype)
 
 
 class GaussianHead(nn.Module):
@@ -143,7 +194,7 @@ class GaussianHead(nn.Module):
         super().__init__()
         self.mean_projection = nn.Linear(hidden_size, projection_dim)
         self.mean_pooling = GeneralizedPooling(pooling_size)
-        self.logvar_projection = LogVarianceProjection(hidden_size, projection_dim)
+        self.logvar_projection = nn.Linear(hidden_size, projection_dim)
         self.logvar_pooling = GeneralizedPooling(pooling_size)
 
     def forward(
@@ -167,6 +218,18 @@ class EchoingEcgPreTrainedModel(PreTrainedModel):
     # The losses are means already: Trainer must not divide them by the number of items once more.
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+        """As in transformers; also from folders where the two numbers of the logit still belong to a loss."""
+        loaded = super().from_pretrained(*args, key_mapping=_FORMER_NAMES | (key_mapping or {}), **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # transformers would undo every renaming when it saves the model
+        conversions = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [
+            each for each in conversions if not {*each.target_patterns} <= {*_FORMER_NAMES.values()}
+        ]
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -175,11 +238,9 @@ class EchoingEcgPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.GRU):
             for parameter in module.parameters():
                 init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
-        elif isinstance(module, LogVarianceProjection):
+        elif any(module is part.logvar_projection for part in self.modules() if isinstance(part, GaussianHead)):
+            # the total variance starts near 1, the squared length of the mean
             init.constant_(module.bias, -math.log(module.out_features))
-        elif isinstance(module, ProbabilisticMatchingLoss):
-            init.constant_(module.negative_scale, module.init_negative_scale)
-            init.constant_(module.shift, module.init_shift)
 
 
 class EchoingEcgEncoder(ResidualNetworkMixin, EchoingEcgPreTrainedModel):
@@ -209,7 +270,7 @@ class EchoingEcgEncoder(ResidualNetworkMixin, EchoingEcgPreTrainedModel):
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EchoingEcgEncoderOutput:
         """
         Args:
@@ -243,9 +304,9 @@ class EchoingEcgTextEncoder(nn.Module):
         self.head = GaussianHead(self.bert.config.hidden_size, config.projection_dim, config.pooling_size)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> EchoingEcgTextOutput:
-        outputs = self.bert(input_ids, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+        outputs = self.bert(input_ids, attention_mask=attention_mask, **kwargs)
         mean, logvar = self.head(outputs.last_hidden_state, attention_mask)
         return EchoingEcgTextOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -275,15 +336,16 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
         super().__init__(config)
         self.ecg_model = EchoingEcgEncoder(config)
         self.text_model = EchoingEcgTextEncoder(config)
-        self.matching_loss = ProbabilisticMatchingLoss(
-            init_shift=config.init_shift,
-            init_negative_scale=config.init_negative_scale,
-            vib_beta=config.vib_beta,
-            smoothness=config.smoothness,
-            contrast=config.contrast,
-            distance=config.distance,
-        )
+        self.logit_scale = nn.Parameter(torch.tensor([float(config.init_negative_scale)]))
+        self.logit_bias = nn.Parameter(torch.tensor([float(config.init_shift)]))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.logit_scale, self.config.init_negative_scale)
+            init.constant_(self.logit_bias, self.config.init_shift)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.bert.get_input_embeddings()
@@ -291,20 +353,37 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.bert.set_input_embeddings(value)
 
+    # What of an ECG `match_logits` compares; the outputs of the text tower are named alike.
+    embedding_names = ("ecg_embeds", "ecg_logvar")
+
+    def match_logits(self, ecg: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits of a match, (ECGs, texts or studies): -logit_scale * distance + logit_bias; the sigmoid of one is the
+        probability that the two belong together.
+
+        Args:
+            ecg: `ecg_embeds` and `ecg_logvar`, as `get_ecg_features` gives them.
+            other: `text_embeds` and `text_logvar`, as `get_text_features` gives them, or `echo_embeds` and
+                `echo_logvar`, the Gaussians of echo studies.
+        """
+        kind = "echo" if "echo_embeds" in other else "text"
+        others = other[f"{kind}_embeds"], other[f"{kind}_logvar"]
+        distances = pairwise_distance(ecg["ecg_embeds"], ecg["ecg_logvar"], *others, self.config.distance)
+        return self.logit_bias - self.logit_scale * distances
+
     @can_return_tuple
     def get_ecg_features(
         self,
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EchoingEcgEncoderOutput:
         """The ECG tower alone, see `EchoingEcgEncoder.forward`: `ecg_embeds`, `ecg_logvar` and `uncertainty`."""
-        return self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        return self.ecg_model(input_values, lead_mask, sample_mask, **kwargs)
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> EchoingEcgTextOutput:
         """The text tower alone: `text_embeds`, `text_logvar` and `uncertainty`.
 
@@ -327,17 +406,21 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
         study_ids: torch.Tensor | None = None,
         matched: torch.Tensor | None = None,
         return_loss: bool = False,
-        **kwargs,
+        gather: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EchoingEcgOutput:
         """
         Args:
             input_values, lead_mask, sample_mask: ECGs, see `EchoingEcgEncoder.forward`.
             input_ids, attention_mask: the texts to compare them with, see `get_text_features`; or
-            echo_embeds, echo_logvar: (studies, projection_dim), the Gaussians of echo studies (`study_gaussian`).
+            echo_embeds, echo_logvar: (studies, projection_dim), the Gaussians of echo studies (`encode_study`).
             study_ids: (studies,) integers, equal where several ECGs come with the same study.
-            matched: (ECGs, texts or studies) of all processes, 1 where they belong together (`matched_by_id`).  By
-                default ECG i belongs with text i and every text equal to it, or with study i and those of its id.
-            return_loss: compute the loss (PCME++), over the batches of all processes.
+            matched: (ECGs, texts or studies), with `gather` those of all processes, 1 where they belong together
+                (`matched_by_id`).  By default ECG i belongs with text i and every text equal to it, or with study i
+                and those of its id.
+            return_loss: compute the loss (PCME++).
+            gather: with `return_loss`, take the batches of all processes, which must then all call this.  With
+                `Trainer` the data collator asks for it: it adds `"return_loss": True, "gather": True` to every batch.
 
         Raises:
             ValueError: both texts and studies or neither, or `return_loss` with different numbers of ECGs and the
@@ -348,56 +431,60 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
                 "give either texts (input_ids) or echo studies (echo_embeds); for ECGs alone: get_ecg_features"
             )
         ecg = self.get_ecg_features(input_values, lead_mask, sample_mask, **kwargs)
-        text = None
+        output = EchoingEcgOutput(ecg_embeds=ecg.ecg_embeds, ecg_logvar=ecg.ecg_logvar, ecg_model_output=ecg)
         if input_ids is not None:
             text = self.get_text_features(input_ids, attention_mask, **kwargs)
-            other = text.text_embeds, text.text_logvar
-        else:
-            other = echo_embeds, echo_logvar
-        distances = pairwise_distance(ecg.ecg_embeds, ecg.ecg_logvar, *other, self.config.distance)
-        logits = self.matching_loss.shift - self.matching_loss.negative_scale * distances  # (ECGs, texts or studies)
-        output = EchoingEcgOutput(
-            logits_per_ecg=logits,
-            ecg_embeds=ecg.ecg_embeds,
-            ecg_logvar=ecg.ecg_logvar,
-            echo_embeds=echo_embeds,
-            echo_logvar=echo_logvar,
-            ecg_model_output=ecg,
-        )
-        if text is not None:
-            output.logits_per_text = logits.T
-            output.text_embeds, output.text_logvar = other
+            other = output.text_embeds, output.text_logvar = text.text_embeds, text.text_logvar
             output.text_model_output = text
-        if return_loss:
-            if matched is None and len(input_values) != len(other[0]):
-                raise ValueError(
-                    f"return_loss pairs row i with row i, but there are {len(input_values)} ECGs and {len(other[0])} "
-                    f"{'texts' if text else 'studies'}: give matched"
-                )
-            if matched is None and input_ids is not None:
-                matched = _matched_by_text(input_ids, attention_mask)
-            elif matched is None and study_ids is not None:
-                matched = matched_by_id(study_ids)
-            loss = self.matching_loss(ecg.ecg_embeds, ecg.ecg_logvar, *other, matched)
-            output.loss = loss.loss if text is not None else self.config.echo_loss_weight * loss.loss
-            output.match_loss = loss.match_loss
-            output.pseudo_positive_loss = loss.pseudo_positive_loss
-            output.vib_loss = loss.vib_loss
-            output.contrastive_loss = loss.contrastive_loss
+            output.logits_per_ecg = self.match_logits(ecg, text)  # (ECGs, texts)
+            output.logits_per_text = output.logits_per_ecg.T
+        else:
+            other = output.echo_embeds, output.echo_logvar = echo_embeds, echo_logvar
+            output.logits_per_ecg = self.match_logits(ecg, output)  # (ECGs, studies)
+        if not return_loss:
+            return output
+
+        ecgs, others = output.logits_per_ecg.shape
+        if matched is None and ecgs != others:
+            raise ValueError(
+                f"return_loss pairs row i with row i, but there are {ecgs} ECGs and {others} "
+                f"{'studies' if input_ids is None else 'texts'}: give matched"
+            )
+        if matched is None and input_ids is not None:
+            matched = _matched_by_text(input_ids, attention_mask, gather)
+        elif matched is None and study_ids is not None:
+            matched = matched_by_id(study_ids, gather=gather)
+        config = self.config
+        loss = probabilistic_matching_loss(
+            ecg.ecg_embeds,
+            ecg.ecg_logvar,
+            *other,
+            self.logit_scale,
+            self.logit_bias,
+            matched,
+            vib_beta=config.vib_beta,
+            smoothness=config.smoothness,
+            contrast=config.contrast,
+            distance=config.distance,
+            gather=gather,
+        )
+        output.loss = config.echo_loss_weight * loss.loss if input_ids is None else loss.loss
+        for part in ("match_loss", "pseudo_positive_loss", "vib_loss", "contrastive_loss"):
+            setattr(output, part, loss.get(part))
         return output
 
 
-def _matched_by_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(texts, texts) of all processes, True where the tokens are equal: a report seen twice is no false negative."""
+def _matched_by_text(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, gather: bool) -> torch.Tensor:
+    """(texts, texts), True where the tokens are equal: a report seen twice is no false negative."""
     tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, 0)
-    text_ids = gather_with_gradient(tokens).unique(dim=0, return_inverse=True)[1]
-    return matched_by_id(text_ids, gather=False)
+    tokens = gather_with_gradient(tokens) if gather else tokens
+    return matched_by_id(tokens.unique(dim=0, return_inverse=True)[1], gather=False)
 
 
 class EchoingEcgForSequenceClassification(EcgClassifierMixin, EchoingEcgPreTrainedModel):
     """The ECG tower and a linear head on its mean embedding, for `Trainer`; see `EcgClassifierMixin`."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^matching_loss\."]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)$"]
     _unused_parameters = ("head.logvar_projection.", "head.logvar_pooling.")
 
     def __init__(self, config: EchoingEcgConfig):
@@ -418,6 +505,5 @@ __all__ = [
     "EchoingEcgForSequenceClassification",
     "EchoingEcgModel",
     "EchoingEcgPreTrainedModel",
-    "study_gaussian",
     "uncertainty",
 ]

@@ -7,7 +7,9 @@
 For research use; not a medical device.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,11 +22,13 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .attention_ecg import MultiHeadAttention
 from .configuration_melp import MelpConfig
-from .losses_ecg import beat_alignment_loss, caption_loss, contrastive_loss
+from .losses_ecg import contrastive_loss
+from .losses_melp import beat_alignment_loss, caption_loss
 from .modeling_melp_ecg import MelpEcgForSequenceClassification, MelpEcgModel, MelpEcgOutput
 
 
@@ -89,12 +93,6 @@ class MelpPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, MelpModel):
-            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-
 
 class MelpDecoderBlock(nn.Module):
     """Pre-norm attention (over itself, or over the caption tokens) and feed-forward."""
@@ -111,7 +109,9 @@ class MelpDecoderBlock(nn.Module):
         self.fc1 = nn.Linear(width, config.decoder_intermediate_size)
         self.fc2 = nn.Linear(config.decoder_intermediate_size, width)
 
-    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, context: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
         if context is not None:
             context = self.context_norm(context)
         hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), context, **kwargs)[0]
@@ -148,7 +148,9 @@ class MelpTextDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=config.decoder_layer_norm_eps)
         self.vocabulary_projection: nn.Module = nn.Linear(width, config.text_config.vocab_size, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor, caption_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, caption_tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
         for layer in self.layers:
             hidden_states = layer(hidden_states, caption_tokens, **kwargs)
         return self.vocabulary_projection(self.final_norm(hidden_states))
@@ -206,6 +208,12 @@ class MelpModel(MelpPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
@@ -216,20 +224,33 @@ class MelpModel(MelpPreTrainedModel):
         """Leave the first `config.num_frozen_text_layers` layers of the text encoder out of training (section 4.1)."""
         self.text_model.encoder.layer[: self.config.num_frozen_text_layers].requires_grad_(False)
 
+    # What of an ECG `match_logits` compares; the output of the text tower is named alike.
+    embedding_names = ("ecg_embeds",)
+
+    @property
+    def cosine_scale(self) -> torch.Tensor:
+        """The factor on cosine similarities, 1 / temperature."""
+        return self.logit_scale.exp().clamp(max=self.config.max_logit_scale)
+
+    def match_logits(self, ecg: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scaled cosine similarities (ECGs, texts) of `ecg_embeds` and `text_embeds`, as `get_ecg_features` and
+        `get_text_features` give them."""
+        return self.cosine_scale * ecg["ecg_embeds"] @ text["text_embeds"].T
+
     @can_return_tuple
     def get_ecg_features(
         self,
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MelpEcgOutput:
         """The ECG tower alone; its `ecg_embeds` (batch, projection_dim) are what texts are compared with."""
-        return self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        return self.ecg_model(input_values, lead_mask, sample_mask, **kwargs)
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> MelpTextOutput:
         """The text tower alone.
 
@@ -247,7 +268,7 @@ class MelpModel(MelpPreTrainedModel):
             attention_mask=F.pad(attention_mask, (0, 1), value=1),
             position_ids=F.pad(positions, (0, 1), value=self.config.cls_position),
             use_cache=False,
-            **{**kwargs, "return_dict": True},
+            **kwargs,
         )
         states = outputs.last_hidden_state[:, :-1]  # (batch, length, width)
         means, sentence_mask = mean_by_sentence(
@@ -271,22 +292,23 @@ class MelpModel(MelpPreTrainedModel):
         sample_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         return_loss: bool = False,
-        **kwargs,
+        gather: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MelpOutput:
         """
         Args:
             input_values, lead_mask, sample_mask: see `MelpEcgModel.forward`.
             input_ids, attention_mask: see `get_text_features`.
-            return_loss: ECG i belongs to report i; compute the three losses (sections 3.2 to 3.4), over the batches of
-                all processes.
+            return_loss: ECG i belongs to report i; compute the three losses (sections 3.2 to 3.4).
+            gather: with `return_loss`, take the batches of all processes, which must then all call this.  With
+                `Trainer` the data collator asks for it: it adds `"return_loss": True, "gather": True` to every batch.
 
         Raises:
             ValueError: `return_loss` with different numbers of ECGs and reports.
         """
         ecg = self.get_ecg_features(input_values, lead_mask, sample_mask, **kwargs)
         text = self.get_text_features(input_ids, attention_mask, **kwargs)
-        scale = self.logit_scale.exp().clamp(max=self.config.max_logit_scale)
-        logits_per_ecg = scale * ecg.ecg_embeds @ text.text_embeds.T  # (ECGs, texts)
+        logits_per_ecg = self.match_logits(ecg, text)  # (ECGs, texts)
         output = MelpOutput(
             logits_per_ecg=logits_per_ecg,
             logits_per_text=logits_per_ecg.T,
@@ -309,9 +331,9 @@ class MelpModel(MelpPreTrainedModel):
             causal_mask = create_causal_mask(self.config, states, attention_mask=None, past_key_values=None)
             output.caption_logits = self.text_decoder(states, ecg.caption_tokens, attention_mask=causal_mask)
             labels = input_ids[:, 1:].masked_fill(input_ids[:, 1:] == self.config.pad_token_id, -100)
-            rhythm_loss = contrastive_loss(ecg.ecg_embeds, text.text_embeds, scale)
-            token_loss = caption_loss(output.caption_logits, labels)
-            beat_loss = beat_alignment_loss(ecg.beat_embeds, text.sentence_embeds, text.sentence_mask)
+            rhythm_loss = contrastive_loss(ecg.ecg_embeds, text.text_embeds, self.cosine_scale, gather)
+            token_loss = caption_loss(output.caption_logits, labels, gather)
+            beat_loss = beat_alignment_loss(ecg.beat_embeds, text.sentence_embeds, text.sentence_mask, gather=gather)
             output.contrastive_loss, output.caption_loss, output.beat_loss = rhythm_loss, token_loss, beat_loss
             output.loss = (
                 self.config.contrastive_loss_weight * rhythm_loss
@@ -333,7 +355,7 @@ class MelpCaptionEncoder(nn.Module):
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         return BaseModelOutput(self.ecg_model(input_values, lead_mask, sample_mask).caption_tokens)
 
@@ -349,8 +371,13 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
         self.melp = MelpModel(config)
         self.post_init()
 
-    def get_encoder(self, modality: str | None = None) -> nn.Module:
+    @cached_property
+    def _caption_encoder(self) -> MelpCaptionEncoder:
+        """Made once, and no module of this one: its weights are those of `melp.ecg_model`."""
         return MelpCaptionEncoder(self.melp.ecg_model)
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self._caption_encoder
 
     def get_input_embeddings(self) -> nn.Module:
         return self.melp.get_input_embeddings()
@@ -376,7 +403,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """
         Args:
@@ -387,7 +414,7 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
         """
         config = self.config
         if encoder_outputs is None:
-            encoder_outputs = self.get_encoder()(input_values, lead_mask, sample_mask)
+            encoder_outputs = self._caption_encoder(input_values, lead_mask, sample_mask)
         caption_tokens = encoder_outputs[0]  # (batch, caption queries, width)
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = F.pad(labels[:, :-1], (1, 0), value=config.decoder_start_token_id)

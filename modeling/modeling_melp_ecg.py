@@ -14,20 +14,20 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_ecg import MultiHeadAttention
 from .classification_ecg import EcgClassifierMixin
 from .configuration_melp import MelpEcgConfig
-from .losses_ecg import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
 from .masking_ecg import length_mask, masked_input, mean_over_time
-from .pooling_ecg import AttentionalPooler
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
 Length = TypeVar("Length", int, torch.Tensor)
@@ -126,6 +126,33 @@ class MelpConvPositionalEmbedding(nn.Module):
         return F.gelu(positions).transpose(1, 2)  # (batch, time, hidden)
 
 
+class MelpEcgPooler(nn.Module):
+    """Learned queries that attend over a sequence, as in CoCa (Yu et al. 2022, section 3.2).
+
+    Args:
+        config: the model's config; its `_attn_implementation` picks the attention kernel.
+        num_queries: how many vectors come out.
+        embed_dim: their width.
+        num_heads: attention heads.
+        context_dim: width of the sequence.
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_queries: int, embed_dim: int, num_heads: int, context_dim: int):
+        super().__init__()
+        self.config = config
+        self.query = nn.Parameter(torch.empty(num_queries, embed_dim))
+        self.query_norm = nn.LayerNorm(embed_dim)
+        self.context_norm = nn.LayerNorm(context_dim)
+        self.attention = MultiHeadAttention(config, embed_dim, num_heads, key_dim=context_dim)
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, time, context_dim) and its mask (batch, time), 1 = valid -> (batch, num_queries, embed_dim)."""
+        query = self.query_norm(self.query).expand(len(hidden_states), -1, -1)
+        context = self.context_norm(hidden_states)
+        attention_mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
+        return self.attention(query, context, attention_mask=attention_mask)[0]
+
+
 class MelpEcgLayer(GradientCheckpointingLayer):
     """Post-norm transformer layer."""
 
@@ -142,7 +169,10 @@ class MelpEcgLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attention, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
         hidden_states = self.attention_norm(hidden_states + self.dropout(attention))
@@ -171,19 +201,6 @@ class MelpEcgPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Conv1d):
             init.kaiming_normal_(module.weight)
-        elif isinstance(module, BeatProjection):
-            init.normal_(module.weight, std=module.in_features**-0.5)
-        elif isinstance(module, MelpEcgEncoder):
-            init.uniform_(module.mask_embedding)
-        elif isinstance(module, AttentionalPooler):
-            init.normal_(module.query)
-        elif isinstance(module, MelpProductQuantizer):
-            init.uniform_(module.codevectors)
-        elif isinstance(module, CodeProjection):
-            init.normal_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, MelpEcgForPreTraining):
-            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
 
 
 class MelpEcgEncoder(MelpEcgPreTrainedModel):
@@ -210,6 +227,12 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            init.uniform_(self.mask_embedding)
+
     def output_length(self, samples: Length) -> Length:
         """Number of time steps that so many samples give."""
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
@@ -228,7 +251,7 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
         masked_steps: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Wav2Vec2BaseModelOutput:
         """
         Args:
@@ -300,16 +323,12 @@ class MelpEcgResNet(ResidualNetworkMixin, MelpEcgPreTrainedModel):
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """The arguments are those of `MelpEcgEncoder.forward`.  Hidden states are those of the stem and all stages but
         the last, (batch, channels, time), and then the result."""
         features, _ = self.residual_features(input_values, lead_mask, sample_mask)  # (batch, hidden_sizes[-1], time)
         return BaseModelOutput(self.dropout(self.feature_projection(features).transpose(1, 2)))
-
-
-class BeatProjection(nn.Linear):
-    """Into the space shared with text; a class of its own because it starts near an isometry."""
 
 
 class MelpEcgModel(MelpEcgPreTrainedModel):
@@ -318,16 +337,24 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
         self.encoder = MelpEcgResNet(config) if config.encoder_type == "resnet" else MelpEcgEncoder(config)
-        self.caption_pooler = AttentionalPooler(
+        self.caption_pooler = MelpEcgPooler(
             config, config.num_caption_queries, config.caption_dim, config.num_pooler_heads, config.hidden_size
         )
         self.caption_norm = nn.LayerNorm(config.caption_dim, eps=config.layer_norm_eps)
-        self.beat_pooler = AttentionalPooler(
+        self.beat_pooler = MelpEcgPooler(
             config, config.num_beat_queries, config.projection_dim, config.num_pooler_heads, config.hidden_size
         )
         self.beat_norm = nn.LayerNorm(config.projection_dim, eps=config.layer_norm_eps)
-        self.beat_projection = BeatProjection(config.projection_dim, config.projection_dim, bias=False)
+        self.beat_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, MelpEcgPooler):
+            init.normal_(module.query)
+        elif module is self.beat_projection:  # near an isometry
+            init.normal_(module.weight, std=module.in_features**-0.5)
 
     @can_return_tuple
     def forward(
@@ -335,7 +362,7 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MelpEcgOutput:
         """
         Args:
@@ -347,7 +374,7 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
             ValueError: not (batch, leads, samples) with as many leads as the config says, or a recording too short
                 for one time step.
         """
-        encoded = self.encoder(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        encoded = self.encoder(input_values, lead_mask, sample_mask, **kwargs)
         states = encoded.last_hidden_state  # (batch, time, hidden)
         mask = None if sample_mask is None else self.encoder.time_mask(sample_mask)
         mean_state = mean_over_time(states, mask)
@@ -364,150 +391,6 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-
-
-@dataclass
-class MelpEcgForPreTrainingOutput(ModelOutput):
-    """Output of `MelpEcgForPreTraining`.
-
-    Args:
-        loss: masked_loss + cmsc_loss, or the latter alone for "resnet", which has no time steps to mask.
-        masked_loss: masked prediction of wav2vec 2.0.  cmsc_loss: contrast between patients.
-        code_perplexity: how many codes of the quantiser are in use, summed over groups; 1 a group is a collapse.
-        recording_embeds: (batch, 2, projection_dim), of both halves, not normalised.
-    """
-
-    loss: torch.Tensor | None = None
-    masked_loss: torch.Tensor | None = None
-    cmsc_loss: torch.Tensor | None = None
-    code_perplexity: torch.Tensor | None = None
-    recording_embeds: torch.Tensor | None = None
-
-
-class CodeProjection(nn.Linear):
-    """Features -> scores of all codes; a class of its own because it starts with standard deviation 1."""
-
-
-class MelpProductQuantizer(nn.Module):
-    """Picks one code of each group for every time step (wav2vec 2.0, section 2): Gumbel softmax while training."""
-
-    def __init__(self, config: MelpEcgConfig):
-        super().__init__()
-        self.num_groups = config.num_codevector_groups
-        num_codes = self.num_groups * config.num_codevectors_per_group
-        self.temperature = config.gumbel_temperature
-        self.codevectors = nn.Parameter(torch.empty(1, num_codes, config.codevector_dim // self.num_groups))
-        self.code_projection = CodeProjection(config.conv_dim[-1], num_codes)
-
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, time, conv_dim) -> quantised (batch, time, codevector_dim) and the choices, one-hot
-        (batch, time, groups, codes of a group)."""
-        scores = self.code_projection(features).unflatten(-1, (self.num_groups, -1)).float()
-        if self.training:
-            chosen = F.gumbel_softmax(scores, tau=self.temperature, hard=True)
-        else:
-            chosen = F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
-        codevectors = self.codevectors.view(self.num_groups, -1, self.codevectors.shape[-1])
-        quantized = torch.einsum("btgc,gcd->btgd", chosen.to(codevectors.dtype), codevectors)
-        return quantized.flatten(2), chosen
-
-
-def perplexity(choices: torch.Tensor) -> torch.Tensor:
-    """(steps, groups, codes) one-hot or probabilities -> exp of the entropy of their mean, summed over groups."""
-    mean = choices.mean(0)
-    return torch.exp(-torch.special.xlogy(mean, mean).sum(-1)).sum()
-
-
-class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
-    """The stage without labels (section 3.1): the encoder predicts the codes of masked steps (wav2vec 2.0), and the
-    two halves of a recording, like all recordings of a patient, attract each other (CMSC).
-
-    A residual network cannot leave out time steps: it learns by CMSC alone.
-    """
-
-    accepts_loss_kwargs = False  # the loss is a mean already
-
-    def __init__(self, config: MelpEcgConfig):
-        super().__init__(config)
-        self.encoder: MelpEcgEncoder | MelpEcgResNet
-        if config.encoder_type == "resnet":
-            self.encoder = MelpEcgResNet(config)
-        else:
-            self.encoder = MelpEcgEncoder(config)
-            self.feature_dropout = nn.Dropout(config.hidden_dropout)
-            self.quantizer = MelpProductQuantizer(config)
-            self.target_projection = nn.Linear(config.codevector_dim, config.codevector_dim)
-            self.context_projection = nn.Linear(config.hidden_size, config.codevector_dim)
-        self.recording_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        patient_ids: torch.Tensor,
-        lead_mask: torch.Tensor | None = None,
-        masked_steps: torch.Tensor | None = None,
-        negative_indices: torch.Tensor | None = None,
-        **kwargs,
-    ) -> MelpEcgForPreTrainingOutput:
-        """
-        Args:
-            input_values: (batch, 2, leads, samples), the two halves of each recording.
-            patient_ids: (batch,) integers.
-            lead_mask: (batch, 2, leads), 0 for a lead to leave out.
-            masked_steps: (batch, 2, time), True where the encoder must predict; drawn at random when missing.
-            negative_indices: (batch, 2, time, num_negatives), steps of the same half; drawn when missing.
-        """
-        halves = input_values.flatten(0, 1)  # (batch * 2, leads, samples)
-        lead_mask = None if lead_mask is None else lead_mask.flatten(0, 1)
-        masked_loss = code_perplexity = None
-        if isinstance(self.encoder, MelpEcgResNet):
-            states = self.encoder(halves, lead_mask, **kwargs).last_hidden_state  # (batch * 2, time, hidden)
-        else:
-            states, masked_loss, code_perplexity = self._predict_masked(
-                halves, lead_mask, masked_steps, negative_indices, **kwargs
-            )
-        embeds = self.recording_projection(states.mean(1)).unflatten(0, (-1, 2))  # (batch, 2, projection_dim)
-        scale = self.logit_scale.exp().clamp(max=self.config.max_logit_scale)
-        patient_loss = cmsc_loss(embeds[:, 0], embeds[:, 1], patient_ids, scale)
-        return MelpEcgForPreTrainingOutput(
-            loss=patient_loss if masked_loss is None else masked_loss + patient_loss,
-            masked_loss=masked_loss,
-            cmsc_loss=patient_loss,
-            code_perplexity=code_perplexity,
-            recording_embeds=embeds,
-        )
-
-    def _predict_masked(
-        self,
-        halves: torch.Tensor,
-        lead_mask: torch.Tensor | None,
-        masked_steps: torch.Tensor | None,
-        negative_indices: torch.Tensor | None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The states of the masked halves (batch * 2, time, hidden), the loss and the perplexity of the codes."""
-        config = self.config
-        if masked_steps is None:
-            time = self.encoder.output_length(halves.shape[-1])
-            masked_steps = sample_span_mask(
-                len(halves), time, config.mask_time_prob, config.mask_time_length, device=halves.device
-            ).unflatten(0, (-1, 2))
-        masked_steps = masked_steps.flatten(0, 1)
-        if negative_indices is None:
-            negative_indices = sample_negative_indices(masked_steps, config.num_negatives).unflatten(0, (-1, 2))
-        encoded = self.encoder(halves, lead_mask, masked_steps=masked_steps, **kwargs)
-        quantized, choices = self.quantizer(self.feature_dropout(encoded.extract_features))
-        masked_loss = masked_contrastive_loss(
-            self.context_projection(encoded.last_hidden_state),
-            self.target_projection(quantized),
-            negative_indices.flatten(0, 1),
-            masked_steps,
-            config.contrastive_temperature,
-        )
-        return encoded.last_hidden_state, masked_loss, perplexity(choices[masked_steps].detach())
 
 
 class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedModel):
@@ -527,13 +410,10 @@ class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedMode
 
 
 MelpEcgModel.register_for_auto_class("AutoModel")
-MelpEcgForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 MelpEcgForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = [
     "MelpEcgEncoder",
-    "MelpEcgForPreTraining",
-    "MelpEcgForPreTrainingOutput",
     "MelpEcgForSequenceClassification",
     "MelpEcgModel",
     "MelpEcgOutput",

@@ -7,6 +7,7 @@
 For research use; not a medical device.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertModel
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -27,7 +30,6 @@ from .classification_ecg import EcgClassifierMixin
 from .configuration_merl import MerlConfig
 from .losses_ecg import contrastive_loss
 from .masking_ecg import length_mask, masked_input, mean_over_time
-from .pooling_ecg import AttentionPool
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
 
@@ -97,6 +99,54 @@ class MerlOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
+class MerlPooler(nn.Module):
+    """A class token that attends over a sequence and itself, as CLIP pools a picture (Radford et al. 2021, arXiv
+    2103.00020) and MERL an ECG.  As in MERL, the class token gets the first position twice.
+
+    Args:
+        config: the model's config; its `_attn_implementation` picks the attention kernel.
+        num_positions: time steps at most.
+        embed_dim: width of the sequence.
+        num_heads: attention heads.
+        output_dim: width of the result.
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_positions: int, embed_dim: int, num_heads: int, output_dim: int):
+        super().__init__()
+        self.config = config
+        self.class_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.position_embedding = nn.Parameter(torch.empty(1, 1 + num_positions, embed_dim))
+        self.attention = MultiHeadAttention(config, embed_dim, num_heads)
+        self.projection = nn.Linear(embed_dim, output_dim)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: (batch, time, embed_dim).
+            mask: (batch, time), 1 = valid.
+
+        Returns:
+            (batch, output_dim), and, where the attention kernel gives them, the weights of the class token's attention
+            to itself and to each step (batch, num_heads, 1, 1 + time).
+
+        Raises:
+            ValueError: more time steps than positions.
+        """
+        batch, time, _ = hidden_states.shape
+        positions = self.position_embedding[:, : 1 + time]
+        if positions.shape[1] <= time:
+            raise ValueError(f"{time} time steps are more than the {positions.shape[1] - 1} that have a position")
+        first = (self.class_token + positions[:, :1]).expand(batch, -1, -1)
+        context = torch.cat([first, hidden_states], dim=1) + positions  # (batch, 1 + time, embed_dim)
+        query = context[:, :1]
+        mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=1)
+        attention_mask = create_bidirectional_mask(self.config, query, mask, encoder_hidden_states=context)
+        pooled, weights = self.attention(query, context, attention_mask=attention_mask)
+        return self.projection(pooled[:, 0]), weights
+
+
 class MerlLayer(GradientCheckpointingLayer):
     """Pre-norm transformer block."""
 
@@ -134,13 +184,9 @@ class MerlPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Conv1d):
             init.kaiming_normal_(module.weight)
-        elif isinstance(module, AttentionPool):
+        elif isinstance(module, MerlPooler):
             for parameter in (module.class_token, module.position_embedding):
                 init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-        elif isinstance(module, MerlViT):
-            init.normal_(module.position_embedding, std=self.config.initializer_range)
-        elif isinstance(module, MerlModel):
-            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
 
 class MerlResNet(ResidualNetworkMixin, MerlPreTrainedModel):
@@ -158,7 +204,7 @@ class MerlResNet(ResidualNetworkMixin, MerlPreTrainedModel):
         )
         self.feature_projection = nn.Conv1d(config.hidden_sizes[-1], config.hidden_size, 1)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.attention_pool = AttentionPool(
+        self.attention_pool = MerlPooler(
             config, config.num_positions, config.hidden_size, config.num_pooler_heads, config.projection_dim
         )
         self.post_init()
@@ -170,7 +216,7 @@ class MerlResNet(ResidualNetworkMixin, MerlPreTrainedModel):
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MerlEcgOutput:
         """
         Args:
@@ -213,6 +259,12 @@ class MerlViT(MerlPreTrainedModel):
         )
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            init.normal_(self.position_embedding, std=self.config.initializer_range)
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -220,7 +272,7 @@ class MerlViT(MerlPreTrainedModel):
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MerlEcgOutput:
         """
         Args:
@@ -283,6 +335,12 @@ class MerlModel(MerlPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
@@ -293,20 +351,33 @@ class MerlModel(MerlPreTrainedModel):
         """Leave the first `config.num_frozen_text_layers` layers of the text tower out of training."""
         self.text_model.encoder.layer[: self.config.num_frozen_text_layers].requires_grad_(False)
 
+    # What of an ECG `match_logits` compares; the output of the text tower is named alike.
+    embedding_names = ("ecg_embeds",)
+
+    @property
+    def cosine_scale(self) -> torch.Tensor:
+        """The factor on cosine similarities, 1 / temperature."""
+        return self.logit_scale.exp().clamp(max=self.config.max_logit_scale)
+
+    def match_logits(self, ecg: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scaled cosine similarities (ECGs, texts) of `ecg_embeds` and `text_embeds`, as `get_ecg_features` and
+        `get_text_features` give them."""
+        return self.cosine_scale * ecg["ecg_embeds"] @ text["text_embeds"].T
+
     @can_return_tuple
     def get_ecg_features(
         self,
         input_values: torch.Tensor,
         lead_mask: torch.Tensor | None = None,
         sample_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MerlEcgOutput:
         """The ECG tower alone, see `MerlResNet.forward`; its `ecg_embeds` are what texts are compared with."""
-        return self.ecg_model(input_values, lead_mask, sample_mask, **{**kwargs, "return_dict": True})
+        return self.ecg_model(input_values, lead_mask, sample_mask, **kwargs)
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> MerlTextOutput:
         """The text tower alone.
 
@@ -314,7 +385,7 @@ class MerlModel(MerlPreTrainedModel):
             input_ids: (batch, length), `[CLS] tokens [SEP]` padded on the right, as `EcgProcessor` gives them.
             attention_mask: (batch, length), 0 for padding.
         """
-        outputs = self.text_model(input_ids, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+        outputs = self.text_model(input_ids, attention_mask=attention_mask, **kwargs)
         return MerlTextOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=outputs.pooler_output,
@@ -332,22 +403,23 @@ class MerlModel(MerlPreTrainedModel):
         sample_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         return_loss: bool = False,
-        **kwargs,
+        gather: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MerlOutput:
         """
         Args:
             input_values, lead_mask, sample_mask: see `MerlResNet.forward`.
             input_ids, attention_mask: see `get_text_features`.
-            return_loss: ECG i belongs to report i; compute both losses (sections 3.2 and 3.3), over the batches of all
-                processes.
+            return_loss: ECG i belongs to report i; compute both losses (sections 3.2 and 3.3).
+            gather: with `return_loss`, take the batches of all processes, which must then all call this.  With
+                `Trainer` the data collator asks for it: it adds `"return_loss": True, "gather": True` to every batch.
 
         Raises:
             ValueError: `return_loss` with different numbers of ECGs and reports.
         """
         ecg = self.get_ecg_features(input_values, lead_mask, sample_mask, **kwargs)
         text = self.get_text_features(input_ids, attention_mask, **kwargs)
-        scale = self.logit_scale.exp().clamp(max=self.config.max_logit_scale)
-        logits_per_ecg = scale * ecg.ecg_embeds @ text.text_embeds.T  # (ECGs, texts)
+        logits_per_ecg = self.match_logits(ecg, text)  # (ECGs, texts)
         output = MerlOutput(
             logits_per_ecg=logits_per_ecg,
             logits_per_text=logits_per_ecg.T,
@@ -364,8 +436,10 @@ class MerlModel(MerlPreTrainedModel):
                 )
             views = (self.view_dropout(projection(ecg.mean_state)) for projection in self.view_projections)
             first_view, second_view = views  # (batch, projection_dim); not normalised, as in the authors' code
-            output.contrastive_loss = contrastive_loss(ecg.ecg_embeds, text.text_embeds, scale)
-            output.unimodal_loss = contrastive_loss(first_view, second_view, 1 / self.config.unimodal_temperature)
+            output.contrastive_loss = contrastive_loss(ecg.ecg_embeds, text.text_embeds, self.cosine_scale, gather)
+            output.unimodal_loss = contrastive_loss(
+                first_view, second_view, 1 / self.config.unimodal_temperature, gather
+            )
             output.loss = output.contrastive_loss + output.unimodal_loss
         return output
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from ecgformers.datasets_scripts.preparing import ECG_COLUMNS, Augmentation, ecg_batches, prepare
 from ecgformers.evaluation.scoring import zero_shot_auroc
 from ecgformers.evaluation.tasks import find_task, labels, prompts
-from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.options import is_missing_folder
 from ecgformers.training.loading import EcgTextCollator, keep_rows, load_split, training_batches

@@ -32,7 +32,7 @@ from ecgformers.datasets_scripts.preparing import (
 )
 from ecgformers.modeling.configuration_melp import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.modeling.losses_ecg import sample_negative_indices, sample_span_mask
+from ecgformers.modeling.losses_melp_pretraining import sample_negative_indices, sample_span_mask
 from ecgformers.training.loop import LoopSettings
 from ecgformers.training.mixing import Batches, mix_batches
 
@@ -227,6 +227,7 @@ class EcgTextCollator:
             "attention_mask": text["attention_mask"],
             "record_ids": [str(row["record_id"]) for row in rows],
             "return_loss": True,
+            "gather": True,
         }
 
 
@@ -261,6 +262,7 @@ class EcgHalvesCollator:
             **{name: torch.stack(values).unflatten(0, (-1, 2)) for name, values in batch.items()},  # (batch, 2, ...)
             "patient_ids": torch.tensor([stable_hash(str(row["patient_id"])) for row in rows]),
             "record_ids": [str(row["record_id"]) for row in rows],
+            "gather": True,
         }
 
     def _steps_to_predict(self, generator: torch.Generator) -> dict[str, torch.Tensor]:

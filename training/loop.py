@@ -275,8 +275,8 @@ def step_figures(model: Any, result: Any) -> dict[str, float]:
     kind = "echo_" if "echo_embeds" in result else ""
     parts = {name: value for name, value in result.items() if "loss" in name or name == "code_perplexity"}
     figures = {f"{kind}{name}": value.item() for name, value in parts.items()}
-    if hasattr(model, "logit_scale"):
-        figures["temperature"] = math.exp(-model.logit_scale.item())
+    if hasattr(model, "cosine_scale"):
+        figures["temperature"] = 1 / model.cosine_scale.item()
     if "logits_per_ecg" in result and "text_embeds" in result:
         figures["spread_ecg"] = embedding_spread(result.ecg_embeds)
         figures["spread_text"] = embedding_spread(result.text_embeds)

@@ -19,7 +19,7 @@ from datasets import Dataset
 from ecgformers.datasets_scripts.preparing import Augmentation, prepare
 from ecgformers.modeling.configuration_melp import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.training.loading import EcgHalvesCollator, epoch_batches, load_split, training_batches
 from ecgformers.training.loop import LoopSettings, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
@@ -53,7 +53,7 @@ def validate(
     for indices in batches:
         batch = collator([dataset[index] for index in indices])
         batch.pop("record_ids")
-        output = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+        output = model(**{name: x.to(model.device) if torch.is_tensor(x) else x for name, x in batch.items()})
         sums = {name: total + output[name].item() for name, total in sums.items() if name in output}
     figures = {f"validation_{name}": total / len(batches) for name, total in sums.items()}
     losses = (value for name, value in figures.items() if name.endswith("loss"))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 from ecgformers.modeling.configuration_melp import MelpConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_melp import MelpModel
-from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
 from ecgformers.training.alignment import AlignmentSettings, align, check_stages

@@ -55,7 +55,7 @@ _KEYS: KeyTable = [
     (r"text_encoder\.backbone\.(.+)", r"text_model.bert.\1"),
     *with_prefix(r"text_encoder\.", "text_model.", _HEAD),
 ]
-_NOT_IN_CHECKPOINT = r"matching_loss\..+"  # a and b of the match logit
+_NOT_IN_CHECKPOINT = r"logit_(scale|bias)"  # a and b of the match logit
 
 
 def _read_config(weights: Mapping[str, torch.Tensor], num_text_heads: int | None) -> EchoingEcgConfig:

@@ -37,7 +37,8 @@ from ecgformers.modeling.converting.checkpoint import (
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import MELP_LEADS
 from ecgformers.modeling.modeling_melp import MelpModel
-from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgModel
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgModel
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
 

@@ -22,11 +22,8 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_echo_clip import EchoClipModel
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 from ecgformers.modeling.modeling_melp import MelpForConditionalGeneration, MelpForSequenceClassification, MelpModel
-from ecgformers.modeling.modeling_melp_ecg import (
-    MelpEcgForPreTraining,
-    MelpEcgForSequenceClassification,
-    MelpEcgModel,
-)
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForSequenceClassification, MelpEcgModel
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.modeling.modeling_merl import MerlForSequenceClassification, MerlModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 

@@ -9,24 +9,24 @@ import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_melp import beat_attention
 from torch import Tensor, nn
 
-from ecgformers.modeling.losses_ecg import (
+from ecgformers.modeling.losses_ecg import contrastive_loss
+from ecgformers.modeling.losses_echoing_ecg import (
     ProbabilisticMatchingLoss,
-    beat_alignment_loss,
-    beat_attention,
-    beat_similarity,
-    caption_loss,
-    cmsc_loss,
-    contrastive_loss,
     hellinger_similarity,
-    masked_contrastive_loss,
     match_probability,
-    matched_by_id,
     pairwise_distance,
+)
+from ecgformers.modeling.losses_melp import beat_alignment_loss, beat_similarity, caption_loss
+from ecgformers.modeling.losses_melp_pretraining import (
+    cmsc_loss,
+    masked_contrastive_loss,
     sample_negative_indices,
     sample_span_mask,
 )
+from ecgformers.modeling.pairing_ecg import matched_by_id
 
 SEEDS = st.integers(0, 2**31)
 quick = settings(max_examples=25, deadline=None)

@@ -6,19 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_melp import beat_attention
 from torch import Tensor
 
-from ecgformers.modeling.losses_ecg import (
-    ProbabilisticMatchingLoss,
-    beat_alignment_loss,
-    beat_attention,
-    beat_similarity,
-    caption_loss,
-    cmsc_loss,
-    contrastive_loss,
-    masked_contrastive_logits,
-    pairwise_distance,
-)
+from ecgformers.modeling.losses_ecg import contrastive_loss
+from ecgformers.modeling.losses_echoing_ecg import ProbabilisticMatchingLoss, pairwise_distance
+from ecgformers.modeling.losses_melp import beat_alignment_loss, beat_similarity, caption_loss
+from ecgformers.modeling.losses_melp_pretraining import cmsc_loss, masked_contrastive_logits
 
 
 def load(parity_dir: Path, fixture: str) -> dict[str, Tensor]:

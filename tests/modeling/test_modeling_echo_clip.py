@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, CLIPProcessor
 
 from ecgformers import EchoClipConfig, EchoClipModel
+from ecgformers.evaluation.zero_shot_echo import zero_shot_score, zero_shot_value
+from ecgformers.modeling.losses_echoing_ecg import study_gaussian
 from ecgformers.modeling.modeling_echo_clip import FrameStatistics
-from ecgformers.modeling.modeling_echoing_ecg import study_gaussian
-from ecgformers.modeling.zero_shot_echo import zero_shot_score, zero_shot_value
 
 close = torch.testing.assert_close
 

@@ -14,11 +14,8 @@ from tiny_echoing_ecg import GOLDEN, golden_outputs, tiny_config, tiny_model
 from torch.nn.functional import pad
 
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
-from ecgformers.modeling.modeling_echoing_ecg import (
-    EchoingEcgForSequenceClassification,
-    EchoingEcgModel,
-    study_gaussian,
-)
+from ecgformers.modeling.losses_echoing_ecg import study_gaussian
+from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgForSequenceClassification, EchoingEcgModel
 
 
 @pytest.fixture
@@ -223,7 +220,7 @@ def test_a_new_model_starts_with_moderate_uncertainty():
     outputs = model(ecg_batch(), **text_batch())
     assert (outputs.ecg_model_output.uncertainty.log().abs() < 1).all()
     assert (outputs.text_model_output.uncertainty.log().abs() < 1).all()
-    assert model.matching_loss.shift.item() == model.matching_loss.negative_scale.item() == 5
+    assert model.logit_bias.item() == model.logit_scale.item() == 5
 
 
 # --------------------------------------------------------------------------------------------- configs and folders

@@ -15,18 +15,15 @@ from transformers import (
 )
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.modeling.losses_ecg import cmsc_loss
+from ecgformers.modeling.losses_melp_pretraining import cmsc_loss
 from ecgformers.modeling.modeling_melp import (
     MelpForConditionalGeneration,
     MelpForSequenceClassification,
     MelpModel,
     mean_by_sentence,
 )
-from ecgformers.modeling.modeling_melp_ecg import (
-    MelpEcgForPreTraining,
-    MelpEcgForSequenceClassification,
-    MelpEcgModel,
-)
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgForSequenceClassification, MelpEcgModel
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 
 GOLDEN = Path(__file__).parent / "golden"
 REPORTS = ["Sinus rhythm. Normal ECG.", "atrial fibrillation. left axis deviation. no infarction", "normal"]

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
+from ecgformers.evaluation.zero_shot_echo import zero_shot_score, zero_shot_value
 from ecgformers.modeling.converting.echo_clip import main as convert_echo_clip
-from ecgformers.modeling.zero_shot_echo import zero_shot_score, zero_shot_value
 
 close = torch.testing.assert_close
 VISION, TEXT, STATES, LOGITS = ({"atol": tolerance, "rtol": 0} for tolerance in (1e-5, 5e-5, 1e-4, 1e-5))

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from ecgformers.modeling.converting.echoing_ecg import main as convert
-from ecgformers.modeling.losses_ecg import pairwise_distance
-from ecgformers.modeling.modeling_echoing_ecg import study_gaussian
-from ecgformers.modeling.pooling_ecg import GeneralizedPooling
+from ecgformers.modeling.losses_echoing_ecg import pairwise_distance, study_gaussian
+from ecgformers.modeling.modeling_echoing_ecg import GeneralizedPooling
 
 ACTIVATION, UNIT_NORM, LOG_VARIANCE = 2e-4, 5e-6, 1e-5
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSpeechSeq2Seq, AutoProcessor, BertTokenizer
 
 from ecgformers.modeling.converting.melp import main as convert_melp
-from ecgformers.modeling.losses_ecg import beat_alignment_loss
+from ecgformers.modeling.losses_melp import beat_alignment_loss
 
 ACTIVATION = {"atol": 2e-4, "rtol": 0}
 UNIT_NORM = {"atol": 5e-6, "rtol": 0}

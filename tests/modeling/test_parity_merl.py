@@ -14,7 +14,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ecgformers.modeling.converting.checkpoint import KeyTable, rename_keys
 from ecgformers.modeling.converting.merl import main as convert
-from ecgformers.modeling.pooling_ecg import AttentionalPooler, AttentionPool
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgPooler as AttentionalPooler
+from ecgformers.modeling.modeling_merl import MerlPooler as AttentionPool
 
 ACTIVATION, UNIT_NORM, GRADIENT = 2e-4, 5e-6, 1e-5
 

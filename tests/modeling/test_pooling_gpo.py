@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ecgformers.modeling.pooling_ecg import GeneralizedPooling
+from ecgformers.modeling.modeling_echoing_ecg import GeneralizedPooling
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def tiny_config(**kwargs) -> EchoingEcgConfig:
 
 
 def tiny_model(**kwargs) -> EchoingEcgModel:
-    return fill(EchoingEcgModel(tiny_config(**kwargs)), keep=("matching_loss.",))
+    return fill(EchoingEcgModel(tiny_config(**kwargs)), keep=("logit_",))
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 """Tiny MELP models for tests: every part is there, no part is large."""
 
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.losses_melp import attend_to_beats
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
 
 WORDS = ("sinus", "rhythm", "atrial", "fibrillation", "normal", "ecg", "left", "axis", "deviation", "infarction", "no")
@@ -69,3 +71,10 @@ def tiny_config(**kwargs) -> MelpConfig:
         "num_frozen_text_layers": 1,
     }
     return MelpConfig(**(sizes | special_token_settings(tokenizer) | kwargs))
+
+
+def beat_attention(
+    beats: torch.Tensor, sentences: torch.Tensor, sentence_mask: torch.Tensor, temperature: float = 4.0
+) -> torch.Tensor:
+    """Attention (batch, sentences, beats) of each report's sentences over the beats of its own ECG."""
+    return attend_to_beats(beats @ sentences.mT, sentence_mask.bool()[:, None], temperature).mT

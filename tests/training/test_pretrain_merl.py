@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, BertConfig, Be
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.configuration_melp import MelpEcgConfig
-from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.training import pretrain_merl
 from ecgformers.training.alignment import AlignmentSettings
 from ecgformers.training.loop import LoopSettings

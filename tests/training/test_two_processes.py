@@ -35,7 +35,7 @@ ENVIRONMENT = os.environ | {
 def objective_and_gradients(ecg: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """MELP's loss and gradients, dropout off."""
     model = fill(MelpModel(tiny_config()))
-    loss = model(ecg, ids, return_loss=True).loss
+    loss = model(ecg, ids, return_loss=True, gather=True).loss
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

@@ -130,8 +130,8 @@ def _load(extraction: Extraction) -> tuple[EchoClipModel, Any]:
     if extraction.device is None and torch.cuda.is_available():
         device = f"cuda:{os.getpid() % torch.cuda.device_count()}"  # processes start one after the other
     model = AutoModel.from_pretrained(extraction.model, dtype=torch.float32)
-    if model.config.model_type != "echo_clip":
-        raise ValueError(f"{extraction.model} holds a model of type {model.config.model_type}, not echo_clip")
+    if not isinstance(model, EchoClipModel):
+        raise ValueError(f"{extraction.model} holds a {type(model).__name__}, not an EchoClipModel")
     return model.to(device).eval(), AutoImageProcessor.from_pretrained(extraction.model, backend="pil")
 
 

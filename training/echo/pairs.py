@@ -47,6 +47,7 @@ class EcgEchoCollator:
             "study_ids": torch.tensor([stable_hash(study) for study in studies]),
             "record_ids": record_ids,
             "return_loss": True,
+            "gather": True,
         }
 
 

@@ -137,7 +137,7 @@ def test_every_tensor_finds_its_place(checkpoint):
     assert dropped == ["text_encoder.backbone.pooler.dense.weight", "text_encoder.backbone.pooler.dense.bias"]
     assert len(converted) == len(checkpoint) - len(dropped) + 2  # a and b of the match logit
     kept = sum(tensor.double().sum() for name, tensor in checkpoint.items() if name not in dropped)
-    ours = sum(tensor.double().sum() for name, tensor in converted.items() if not name.startswith("matching_loss."))
+    ours = sum(tensor.double().sum() for name, tensor in converted.items() if not name.startswith("logit_"))
     torch.testing.assert_close(ours, kept)
     config = model.config
     assert (config.num_leads, config.stem_size, config.hidden_sizes, config.depths) == (
@@ -193,7 +193,7 @@ def test_command_writes_a_folder_that_is_ready_to_use(files, scaler, capsys):
 
     written = set(os.listdir(files["output"]))
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= written
-    assert {"modeling_echoing_ecg.py", "configuration_echoing_ecg.py", "pooling_ecg.py", "losses_ecg.py"} <= written
+    assert {"modeling_echoing_ecg.py", "configuration_echoing_ecg.py", "resnet_ecg.py", "losses_ecg.py"} <= written
     processor = EcgProcessor.from_pretrained(files["output"])
     settings = processor.feature_extractor
     assert tuple(settings.lead_names) == STANDARD_LEADS

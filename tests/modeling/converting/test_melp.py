@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoProcessor
 
 from ecgformers.modeling.converting.melp import MELP_LEADS, convert, main
 from ecgformers.modeling.modeling_melp import MelpModel
-from ecgformers.modeling.modeling_melp_ecg import MelpEcgForPreTraining, MelpEcgModel
+from ecgformers.modeling.modeling_melp_ecg import MelpEcgModel
+from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 
 HEADS = {"heads": 2, "text_heads": 2, "decoder_heads": 4, "pooler_heads": 4}
 WAV2VEC2 = tiny_ecg_config(conv_kernel=(3, 2, 2), conv_stride=(3, 2, 2))

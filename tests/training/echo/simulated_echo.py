@@ -21,8 +21,8 @@ from ecgformers.datasets_scripts.rows import row_features
 from ecgformers.evaluation.tasks import ejection_fraction_prompts
 from ecgformers.modeling.configuration_echo_clip import EchoClipConfig
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
+from ecgformers.modeling.losses_echoing_ecg import study_gaussian
 from ecgformers.modeling.modeling_echo_clip import EchoClipModel
-from ecgformers.modeling.modeling_echoing_ecg import study_gaussian
 
 DIM = 16
 SAMPLES = 400  # 4 s at 100 Hz

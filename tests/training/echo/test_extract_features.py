@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import generate_frames
 
-from ecgformers.modeling.modeling_echoing_ecg import study_gaussian
+from ecgformers.modeling.losses_echoing_ecg import study_gaussian
 from ecgformers.training.echo import extract_features
 from ecgformers.training.echo.extract_features import EchoStudy, Extraction, extract, main, prepare_frame, read_studies
 from tests.modeling.tiny_echo_clip import save_tiny, tiny_processor
