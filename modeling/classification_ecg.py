@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -30,7 +31,7 @@ class EcgClassifierMixin(nn.Module):
     `before_classifier` (dropout, a norm) and the linear `classifier` of that class follow on the `pooler_output` of
     its `ecg_model`.
     `config.problem_type` is "single_label_classification", "multi_label_classification" or "regression"; with
-    `config.freeze_encoder` only the head is trained (a linear probe), and batch statistics stay as they are.
+    `config.freeze_encoder` only the head is trained from the start, see `freeze_encoder`.
 
     A calibrated classifier's config holds besides what was chosen on records that it was not trained on:
     `logit_temperature`, by which logits are divided before they become probabilities, and `thresholds`, one a label,
@@ -57,6 +58,7 @@ class EcgClassifierMixin(nn.Module):
         absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
         if "classifier.weight" in absent:
             model._new_head = model.classifier.weight.detach().clone()
+        model._freeze_as_configured()
         return (model, info) if output_loading_info else model
 
     @property
@@ -66,15 +68,27 @@ class EcgClassifierMixin(nn.Module):
             self._new_head.to(self.classifier.weight), self.classifier.weight
         )
 
-    def train(self, mode: bool = True):
-        """Also called at the end of `from_pretrained`, which makes every parameter trainable."""
-        super().train(mode)
+    def freeze_encoder(self):
+        """Train only the head, a linear probe; `model.ecg_model.requires_grad_(True)` takes it back."""
+        self.ecg_model.requires_grad_(False).eval()
+
+    def _freeze_as_configured(self):
+        """When a model is made, and when it is loaded: transformers then makes every parameter trainable."""
         # DDP waits for the gradient of every parameter that requires one.
         for name, parameter in self.ecg_model.named_parameters():
             if name.startswith(self._unused_parameters):
                 parameter.requires_grad_(False)
         if self.config.freeze_encoder:
-            self.ecg_model.requires_grad_(False).eval()
+            self.freeze_encoder()
+
+    def train(self, mode: bool = True):
+        """A frozen encoder stays in evaluation mode, and so do frozen batch norms: their statistics do not move."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.ecg_model.parameters()):
+            self.ecg_model.eval()
+        for module in self.ecg_model.modules():
+            if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
+                module.eval()
         return self
 
     @can_return_tuple

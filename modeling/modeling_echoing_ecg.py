@@ -494,7 +494,7 @@ class EchoingEcgForSequenceClassification(EcgClassifierMixin, EchoingEcgPreTrain
         self.before_classifier = nn.LayerNorm(config.projection_dim, elementwise_affine=False)
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
-        self.train()
+        self._freeze_as_configured()
 
 
 EchoingEcgModel.register_for_auto_class("AutoModel")

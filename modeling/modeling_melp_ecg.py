@@ -406,7 +406,7 @@ class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedMode
         self.before_classifier = nn.Dropout(ecg_config.hidden_dropout)
         self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
-        self.train()
+        self._freeze_as_configured()
 
 
 MelpEcgModel.register_for_auto_class("AutoModel")

@@ -455,7 +455,7 @@ class MerlForSequenceClassification(EcgClassifierMixin, MerlPreTrainedModel):
         self.before_classifier = nn.Identity()
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
-        self.train()
+        self._freeze_as_configured()
 
 
 MerlModel.register_for_auto_class("AutoModel")

@@ -54,6 +54,44 @@ def test_every_trainable_parameter_gets_a_gradient(case, freeze_encoder):
 
 
 @each_model
+def test_train_and_eval_change_no_requires_grad(case):
+    model = build(case, freeze_encoder=True)
+    for trainable in (True, False):
+        model.ecg_model.requires_grad_(trainable)
+        for mode in (True, False, True):
+            model.train(mode)
+            assert {parameter.requires_grad for parameter in model.ecg_model.parameters()} == {trainable}
+        assert model.training and model.ecg_model.training is trainable  # what the user unfroze is trained
+
+
+@each_model
+def test_frozen_when_made_when_loaded_and_when_asked(case, tmp_path):
+    made = build(case, freeze_encoder=True)
+    made.save_pretrained(tmp_path)
+    asked = build(case)
+    assert any(parameter.requires_grad for parameter in asked.ecg_model.parameters())
+    asked.freeze_encoder()
+    for model in (made, type(made).from_pretrained(tmp_path), asked):
+        assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+            "classifier.weight",
+            "classifier.bias",
+        ]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "melp"])
+def test_statistics_of_frozen_batch_norms_stay(case):
+    model = build(case).train()
+    norms = [module for module in model.ecg_model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    first, *others = norms
+    first.requires_grad_(False)
+    model.train()
+    before = [norm.running_mean.clone() for norm in norms]
+    model(ECG, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    assert torch.equal(first.running_mean, before[0])
+    assert all(not torch.equal(norm.running_mean, mean) for norm, mean in zip(others, before[1:], strict=True))
+
+
+@each_model
 @pytest.mark.parametrize("problem_type", LABELS)
 def test_unknown_labels_are_not_scored(case, problem_type):
     model, labels = build(case, problem_type=problem_type), LABELS[problem_type]
