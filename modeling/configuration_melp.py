@@ -103,9 +103,10 @@ class MelpEcgConfig(PreTrainedConfig):
         self.auto_map = {
             "AutoConfig": "configuration_melp.MelpEcgConfig",
             "AutoModel": "modeling_melp_ecg.MelpEcgModel",
-            "AutoModelForPreTraining": "modeling_melp_ecg.MelpEcgForPreTraining",
             "AutoModelForSequenceClassification": "modeling_melp_ecg.MelpEcgForSequenceClassification",
         }
+        if self.architectures == ["MelpEcgForPreTraining"]:  # no other folder has its code
+            self.auto_map["AutoModelForPreTraining"] = "modeling_melp_pretraining.MelpEcgForPreTraining"
         super().save_pretrained(save_directory, **kwargs)
 
 
