@@ -4,6 +4,7 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import datasets
 
@@ -20,6 +21,17 @@ def main(builder_class: type[EcgBuilder], arguments: list[str] | None = None) ->
         options.run(builder_class, options)
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def builder_of(module: ModuleType) -> type[EcgBuilder]:
+    """The data set that a script of this folder builds."""
+    (builder_class,) = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, EcgBuilder) and each.__module__ == module.__name__
+        if not each.__subclasses__()  # what two data sets share is none
+    ]
+    return builder_class
 
 
 def parser(builder_class: type[EcgBuilder]) -> argparse.ArgumentParser:

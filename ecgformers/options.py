@@ -19,6 +19,10 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 Kind = TypeVar("Kind")
 
 
+class UsageError(ValueError):
+    """A command line that makes no sense."""
+
+
 def option(
     help: str,
     default: Any = MISSING,
@@ -76,14 +80,14 @@ def parse(kind: type[Kind], doc: str | None, arguments: Sequence[str] | None = N
     """The options of a command line.
 
     Raises:
-        ValueError: a wrong command line, so that one wrong command does not end those that come after it.
+        UsageError: a wrong command line, so that one wrong command does not end those that come after it.
     """
     import argparse  # here alone, and in the entry points that need more than options
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str):
             self.print_usage(sys.stderr)
-            raise ValueError(message)
+            raise UsageError(message)
 
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = get_type_hints(kind)

@@ -186,10 +186,12 @@ class ClassificationTable(Table):
 def provenance(options: Options) -> dict[str, Any]:
     """How a result came about: the command, its options, versions and the time."""
     recipe = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = f"-m {recipe.name}" if recipe is not None else sys.argv[0]
+    program = f"python -m {recipe.name}" if recipe is not None else f"python {sys.argv[0]}"
+    if sys.argv[0].startswith("ecgformers "):  # as the command line has it
+        program = sys.argv[0]
     packages = ("torch", "transformers", "datasets", "numpy")
     return {
-        "command": f"python {program} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"{program} {shlex.join(sys.argv[1:])}".strip(),
         "options": options.as_json(),
         "versions": {"ecgformers": __version__, **{package: version(package) for package in packages}},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -142,7 +142,7 @@ class EcgClassificationPipeline(EcgPipeline):
         if not hasattr(self.model, "classifier") or getattr(self.model, "head_is_new", False):
             return (
                 "it has no trained head, and a random one would answer at random.  Fine-tune it on your labels first, "
-                "or give them to zero-shot-ecg-classification"
+                "or give them to zero-shot-ecg-classification (on the command line: --labels)"
             )
         return None
 
@@ -169,12 +169,14 @@ class EcgClassificationPipeline(EcgPipeline):
         if level is not None:
             groups = config.groups[level]
             return _ranked(list(groups), 1 - log_none(logits, membership(labels, groups)).exp(), top_k)
-        if function_to_apply is None:
-            is_regression = config.problem_type == "regression" or config.num_labels == 1  # as in training
-            function_to_apply = "none" if is_regression else "softmax"
-            if config.problem_type == "multi_label_classification":
-                function_to_apply = "sigmoid"
-        return _ranked(labels, ACTIVATIONS[function_to_apply](logits), top_k)
+        return _ranked(labels, ACTIVATIONS[function_to_apply or self.activation()](logits), top_k)
+
+    def activation(self) -> str:
+        """The function that the head was trained for."""
+        config = self.model.config
+        if config.problem_type == "multi_label_classification":
+            return "sigmoid"
+        return "none" if config.problem_type == "regression" or config.num_labels == 1 else "softmax"  # as in training
 
 
 class ZeroShotEcgClassificationPipeline(EcgPipeline):

@@ -57,6 +57,6 @@ def test_help(command, monkeypatch, capsys):
         else:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
     text = capsys.readouterr().out
-    assert end.value.code in (0, None) and "usage: " in text
+    assert end.value.code in (0, None) and "usage: " in text.lower()
     unknown = [option for option in sorted(options) if not re.search(rf"{option}\b(?!-)", text)]
     assert not unknown, f"{command} has no {', '.join(unknown)}, named in {', '.join(sorted(files))}"
