@@ -26,7 +26,13 @@ import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from ecgformers.datasets_scripts.preparing import ECG_COLUMNS, Augmentation, prepare, record_rng
@@ -36,6 +42,7 @@ from ecgformers.evaluation.tasks import TASKS, labels, words
 from ecgformers.metrics.ranking import auroc, best_thresholds, macro
 from ecgformers.modeling.classification_ecg import log_none, membership
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.resnet_ecg import ResidualBlock
 from ecgformers.training.loading import map_batches
 from ecgformers.training.loop import LoopSettings, decay_groups, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
@@ -55,15 +62,17 @@ LEAD_SETS = (
 @dataclass
 class ClassifierSettings:
     """data: a data set with PTB-XL's statements.  model: the folder of a model of any kind with a classifier, to start
-    from.  random: from its config alone.  folds: TRAIN/VALIDATION/TEST; those to test on are left alone.  windows:
-    samples of the stretches of each epoch, the last for all epochs after it.  group_weight: of the groups' part in the
-    loss.  head_rate: the head learns so many times as fast.  few_leads: share of the recordings seen through one of
-    `LEAD_SETS`."""
+    from.  random: from its config alone.  encoder: fields of the ECG tower's config to change, such as `depths`;
+    blocks that come so into a trained tower change nothing at first.  folds: TRAIN/VALIDATION/TEST; those to test on
+    are left alone.  windows: samples of the stretches of each epoch, the last for all epochs after it.  group_weight:
+    of the groups' part in the loss.  head_rate: the head learns so many times as fast.  few_leads: share of the
+    recordings seen through one of `LEAD_SETS`."""
 
     data: str
     model: str
     loop: LoopSettings
     random: bool = False
+    encoder: dict[str, Any] = field(default_factory=dict)
     folds: str = "1-7/8/9"
     windows: Sequence[int] = (250,)
     group_weight: float = 0.3
@@ -181,6 +190,15 @@ def validate(trained: StatementsAndGroups, recordings: Recordings, batch_size: i
     return figures
 
 
+def load_deeper(folder: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """A trained model in which residual blocks that its folder does not hold pass on what they get: `relu(x + 0)`."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(folder, config=config, output_loading_info=True)
+    for name, block in model.named_modules():
+        if isinstance(block, ResidualBlock) and f"{name}.norm2.weight" in info["missing_keys"]:
+            nn.init.zeros_(block.norm2.weight)
+    return model
+
+
 def parameter_groups(model: StatementsAndGroups, loop: LoopSettings, head_rate: float) -> list[dict[str, Any]]:
     """As `decay_groups`, the classifier's with a rate of their own."""
     head = {id(parameter) for parameter in model.model.classifier.parameters()}  # type: ignore[union-attr]
@@ -221,13 +239,18 @@ def main(arguments: Sequence[str] | None = None):
         level: {words(task)[group]: [names[code] for code in codes] for group, codes in task.statements.items()}
         for level, task in LEVELS.items()
     }
-    start = AutoModelForSequenceClassification
-    model = start.from_config(config) if settings.random else start.from_pretrained(settings.model, config=config)
+    for name, value in settings.encoder.items():
+        setattr(getattr(config, "ecg_config", config), name, value)
+    if settings.random:
+        model = AutoModelForSequenceClassification.from_config(config)
+    else:
+        model = load_deeper(settings.model, config)
     extractor = AutoFeatureExtractor.from_pretrained(settings.model)
     with accelerator.main_process_first():
         training, validation = load_recordings(settings, extractor)
-    share = torch.from_numpy(training.targets.mean(0)).clamp(1e-4, 1 - 1e-4)
-    model.classifier.bias.data = share.logit()  # what is rare is unlikely from the first step on
+    if settings.random or model.head_is_new:
+        share = torch.from_numpy(training.targets.mean(0)).clamp(1e-4, 1 - 1e-4)
+        model.classifier.bias.data = share.logit()  # what is rare is unlikely from the first step on
 
     def make_collator(epoch: int) -> Collator:
         augmentation = replace(settings.augmentation, window=settings.windows[min(epoch, len(settings.windows) - 1)])

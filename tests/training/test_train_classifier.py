@@ -19,6 +19,7 @@ from ecgformers.evaluation.tasks import TASKS, words
 from ecgformers.training import train_classifier
 
 RECORDS = 160
+LOOP = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "average": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def data(tmp_path_factory) -> str:
 
 
 def train(root: Path, model: str, data: str, **settings) -> Path:
-    loop = {"output": str(root / "run"), "epochs": 4, "batch_size": 16, "learning_rate": 1e-2, "average": 0.9}
+    loop = LOOP | {"output": str(root / "run"), "epochs": 4}
     section = {"data": data, "model": model, "windows": [100, 200], "few_leads": 0.2, "cache": str(root / "cache")}
     root.mkdir(exist_ok=True)
     (root / "config.yaml").write_text(yaml.safe_dump({"classifier": section | {"loop": loop} | settings}))
@@ -115,8 +116,20 @@ def test_temperature_has_the_least_cross_entropy(trained, data):
 
 def test_it_starts_from_random_weights_too(data, tmp_path):
     model = write_echoing_ecg(tmp_path / "model")
-    best = train(tmp_path, model, data, random=True, loop={"output": str(tmp_path / "run"), "epochs": 1})
+    best = train(tmp_path, model, data, random=True, loop=LOOP | {"output": str(tmp_path / "run")})
     assert load_file(best / "model.safetensors")["classifier.weight"].shape[0] == 71
+
+
+def test_blocks_that_come_into_a_trained_tower_change_nothing_at_first(data, tmp_path):
+    best = train(tmp_path, write_echoing_ecg(tmp_path / "model"), data, loop=LOOP | {"output": str(tmp_path / "run")})
+    config = AutoConfig.from_pretrained(best)
+    config.depths = [depth + index for index, depth in enumerate(config.depths)]
+    deeper = train_classifier.load_deeper(str(best), config).eval()
+    before = train_classifier.AutoModelForSequenceClassification.from_pretrained(best).eval()
+    ecgs = torch.randn(2, 12, 200)
+    assert deeper.num_parameters() > before.num_parameters() and not deeper.head_is_new
+    with torch.no_grad():
+        assert torch.equal(deeper(ecgs).logits, before(ecgs).logits)
 
 
 def test_folds_to_test_on_are_not_read(data, tmp_path):
