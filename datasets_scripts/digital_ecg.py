@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgformers.modeling.record_ecg import millivolts
+from ecgformers.modeling.channels_ecg import describe
+from ecgformers.modeling.record_ecg import RawEcg, millivolts, unit_scales
 from ecgformers.modeling.wfdb_ecg import header_path, read_digital_wfdb, read_wfdb_header
 
 
@@ -55,8 +56,16 @@ def wfdb_comments(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def read_wfdb(path: Path) -> DigitalEcg:
-    """The WFDB record `path`, with or without `.hea`, its checksums verified.
+def read_wfdb(
+    path: Path,
+    *,
+    lead_names: Sequence[str] | None = None,
+    sampling_rate: float | None = None,
+    units: str | Sequence[str] | None = None,
+    leads: Sequence[str] | None = None,
+    verify_checksum: bool = True,
+) -> DigitalEcg:
+    """The ECG in the WFDB record `path`, with or without `.hea`; options as of `reading_ecg.read_ecg`.
 
     Raises:
         OSError: a file is missing or cannot be read.
@@ -64,18 +73,29 @@ def read_wfdb(path: Path) -> DigitalEcg:
             wrong, or the record has what one table of integers cannot hold: segments, skewed leads, several rates.
     """
     header = header_path(path)
-    digital = read_digital_wfdb(header)
-    if any(digital.skew):
-        raise ValueError(f"{header}: its leads are skewed")
-    for name, samples, mark in zip(digital.lead_names, digital.signal, digital.invalid, strict=True):
-        invalid = mark is not None and np.count_nonzero(samples == mark)
+    digital = read_digital_wfdb(header, verify_checksum)
+    names = [name or f"lead {number}" for number, name in enumerate(digital.lead_names, 1)]
+    said = describe(
+        RawEcg(digital.signals, names, digital.sampling_rates, digital.units),
+        str(path),
+        lead_names=lead_names,
+        sampling_rate=sampling_rate,
+        units=units,
+        leads=leads,
+    )
+    unit_scales(said.lead_names, said.units, str(path))
+    for name, channel in zip(said.lead_names, said.channels, strict=True):
+        if digital.skew[channel]:
+            raise ValueError(f"{header}: lead {name} is skewed")
+        mark = digital.invalid[channel]
+        invalid = mark is not None and np.count_nonzero(digital.signals[channel] == mark)
         if invalid:
             raise ValueError(f"{header}: {invalid} samples of lead {name} are NaN (marked as invalid)")
     return DigitalEcg(
-        signal=np.ascontiguousarray(digital.signal.T),  # (samples, leads)
-        gain=digital.gain,
-        baseline=digital.baseline,
-        units=digital.units,
-        lead_names=[name or f"lead {number}" for number, name in enumerate(digital.lead_names, 1)],
-        sampling_rate=digital.sampling_rate or 0.0,
+        signal=np.stack([digital.signals[channel] for channel in said.channels], axis=1),  # (samples, leads)
+        gain=[digital.gain[channel] for channel in said.channels],
+        baseline=[digital.baseline[channel] for channel in said.channels],
+        units=said.units,
+        lead_names=said.lead_names,
+        sampling_rate=said.sampling_rate,
     )

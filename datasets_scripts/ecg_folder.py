@@ -33,6 +33,13 @@ SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", 
 TRIES = 100  # recordings to look at for one that can be read
 
 
+def yes_or_no(text: str) -> bool:
+    """The answer in an option of the command line."""
+    if text not in ("yes", "no"):
+        raise ValueError(f"{text!r} is neither yes nor no")
+    return text == "yes"
+
+
 @dataclass
 class EcgFolderConfig(EcgConfig):
     table: str | None = option("the CSV; a bare name is looked for in the data folder too")
@@ -55,6 +62,8 @@ class EcgFolderConfig(EcgConfig):
     lead_names: str | None = option("for files that do not say: I,II,III,...")
     sampling_rate: float | None = option("for files that do not say: Hz", kind=float)
     units: str | None = option("for files that do not say: mV, uV, V or nV")
+    leads: str | None = option("leads to take, with commas; by default all that are an ECG")
+    verify_checksum: bool = option("no: take WFDB files with a wrong checksum too", default=True, kind=yes_or_no)
 
 
 class EcgFolder(EcgBuilder):
@@ -146,10 +155,16 @@ class EcgFolder(EcgBuilder):
 
     def read(self, row: Mapping[str, Any]) -> DigitalEcg:
         path, config = inside(self.folder, row["path"]), self.config
+        said = {
+            "lead_names": config.lead_names.split(",") if config.lead_names else None,
+            "sampling_rate": config.sampling_rate,
+            "units": config.units,
+            "leads": config.leads.split(",") if config.leads else None,
+            "verify_checksum": config.verify_checksum,
+        }
         if header_path(path).is_file():
-            return read_wfdb(path)
-        leads = config.lead_names.split(",") if config.lead_names else None
-        record = read_ecg(path, lead_names=leads, sampling_rate=config.sampling_rate, units=config.units)
+            return read_wfdb(path, **said)
+        record = read_ecg(path, **said)
         return DigitalEcg(
             signal=record.signal.T.astype(np.float32),  # (samples, leads)
             gain=[1.0] * len(record.lead_names),

@@ -22,6 +22,7 @@ def read_hdf5(
     index: int | None = None,
     *,
     matlab: bool = False,
+    max_bytes: int | None = None,
 ) -> RawEcg:
     """The ECG in an HDF5 file: the array `dataset`, or the only one of numbers that has the right number of axes.
 
@@ -32,6 +33,7 @@ def read_hdf5(
         index: of the recording, where the first axis of an array of three axes counts recordings.
         matlab: it is a MATLAB 7.3 file: `val` is preferred, fields are named structure.field, and axes are turned
             back to their order in MATLAB.
+        max_bytes: see `record_ecg.refuse_bomb`.
 
     Raises:
         EcgReadError: the file is damaged, points to other files, or holds no such array, or more than one.
@@ -49,7 +51,7 @@ def read_hdf5(
             )
             if name not in arrays:
                 raise EcgReadError(f"{source}: has no array of numbers {name!r}, but {sorted(arrays)[:20]}")
-            signal = _read(arrays[name], name, index, source, size)
+            signal = _read(arrays[name], name, index, source, size, max_bytes)
     except (EcgReadError, ImportError):
         raise
     except Exception as error:  # h5py meets damaged files with errors of many classes
@@ -84,7 +86,7 @@ def _only(arrays: dict[str, Any], axes: int, source: str) -> str:
     return likely[0]
 
 
-def _read(array: Any, name: str, index: int | None, source: str, stored: int) -> np.ndarray:
+def _read(array: Any, name: str, index: int | None, source: str, stored: int, max_bytes: int | None) -> np.ndarray:
     if array.external or array.is_virtual:
         raise EcgReadError(f"{source}: the numbers of {name} lie in other files, which are not opened")
     shape, chunks = array.shape, array.chunks
@@ -99,7 +101,7 @@ def _read(array: Any, name: str, index: int | None, source: str, stored: int) ->
     elif len(shape) == 3:
         raise EcgReadError(f"{source}: {name} is {shape}; say which recording is meant (index=)")
     itemsize = array.dtype.itemsize
-    refuse_bomb(max(math.prod(shape), math.prod(chunks or ())) * itemsize, stored, source)
+    refuse_bomb(max(math.prod(shape), math.prod(chunks or ())) * itemsize, stored, source, max_bytes)
     if chunks is None:
         whole = array.id.get_storage_size() == array.size * itemsize
     else:

@@ -1,6 +1,7 @@
 """Names of the twelve standard ECG leads, and the exact relations between the six limb leads."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -25,29 +26,63 @@ _ALIASES |= {f"d{lead.lower()}": lead for lead in ("I", "II", "III")}
 _ALIASES |= {f"c{i}": f"V{i}" for i in range(1, 7)}  # IEC colour code names of the chest electrodes
 _SCP_IDS = dict(zip((1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8), STANDARD_LEADS, strict=True))
 _ALIASES |= {f"5.6.3-9-{number}": lead for number, lead in _SCP_IDS.items()}  # DICOM scheme SCPECG
-_ALIASES |= {f"2:{number}": lead for number, lead in _SCP_IDS.items()}  # DICOM scheme MDC
+for first in (0, 256):  # ISO/IEEE 11073-10102: MDC_ECG_LEAD_* and MDC_ECG_ELEC_POTL_* are SCP's numbers in partition 2
+    _ALIASES |= {f"2:{first + number}": lead for number, lead in _SCP_IDS.items()}
+    _ALIASES |= {f"{(2 << 16) + first + number}": lead for number, lead in _SCP_IDS.items()}
+
+# Words around a lead's name that say no more than that it is one, without accents.
+_FILLER_WORDS = """
+    mdc ecg ekg elektrokardiogramm electrocardiogram lead leads elec potl channel chan ch kanal canal deriv derivation
+    derivacion derivacao derivazione ableitung extremitatenableitung brustwandableitung afleiding avledning afledning
+    odprowadzenie svod derivasyon отведение 誘導 第 导联 einthoven goldberger wilson raw filt filtered
+"""
+# Words in the names of what monitors and sleep laboratories record beside an ECG.
+_OTHER_WORDS = """
+    resp respiration atmung impedance imp thorax thor abdomen abdo airflow flow nasal snore co2 etco2 abp art ap bp ibp
+    nbp nibp cvp icp pap pressure druck blood pleth plethysmogram ppg spo2 sao2 pulse puls temp temperature eeg eog emg
+    acc accel accelerometer marker markers event events trigger trig status sync annotation annotations crc pacer
+    sound pcg scg bcg eda gsr
+"""
+_FILLERS, _OTHERS = frozenset(_FILLER_WORDS.split()), frozenset(_OTHER_WORDS.split())
+_UNITS = frozenset({"nv", "uv", "μv", "mv"})  # NFKC makes the micro sign a Greek mu
+_PREFIXES = frozenset({"v", "c", "d", "av"})  # which some sources write apart: "V 1", "aV R"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def canonical_lead_name(name: str) -> str:
     """The standard name (one of `STANDARD_LEADS`) of a lead, however a source spells it.
 
-    Case, spaces, underscores, the word "lead" and a remark in parentheses or after a comma do not matter; `DI` to
-    `DIII`, `C1` to `C6`, `MDC_ECG_LEAD_*` and the DICOM codes of SCP-ECG (`5.6.3-9-1`) and MDC (`2:1`) are known.
-    Leads that merely resemble a standard one (`-aVR`, `MLII`, unaugmented `VR`) are not taken for it.
+    Case, spaces, underscores, the words for lead, channel and ECG in the commoner languages, a unit behind and remarks
+    in brackets do not matter; `DI` to `DIII`, `C1` to `C6`, the names and numbers of ISO/IEEE 11073-10102
+    (`MDC_ECG_LEAD_AVR`, `MDC_ECG_ELEC_POTL_I`, `2:1`, `131329`) and the codes of SCP-ECG (`5.6.3-9-1`) are known.
+    Leads that merely resemble a standard one (`-aVR`, `MLII`, `V1-V2`, unaugmented `VR`) are not taken for it.
 
     Raises:
         ValueError: for any other name.
     """
-    plain = re.sub(r"\(.*?\)|,.*", " ", str(name).lower()).replace("_", " ")
-    words = [word for word in plain.split() if word not in {"mdc", "ecg", "lead"}]
+    plain = unicodedata.normalize("NFKC", str(name)).lower().strip()
+    if plain in _ALIASES:
+        return _ALIASES[plain]
+    words = [word for word in _words(re.sub(r"\(.*?\)|\[.*?\]|,.*", " ", plain)) if word not in _FILLERS]
+    if len(words) > 1 and words[-1] in _UNITS:
+        words.pop()
+    if len(words) == 2 and words[0] in _PREFIXES:
+        words = ["".join(words)]
     try:
-        return _ALIASES["".join(words).removeprefix("lead")]
-    except KeyError:
+        (word,) = words
+        return _ALIASES[re.sub("^(lead|ecg|ekg)", "", word)]
+    except (ValueError, KeyError):
         raise ValueError(
             f"unknown lead {name!r}: expected one of {', '.join(STANDARD_LEADS)} (case does not matter), or an alias "
             "such as 'Lead I', 'DI', 'C1', 'MDC_ECG_LEAD_AVR'"
         ) from None
+
+
+def _words(text: str) -> list[str]:
+    """The words of a lead's name in lower case, without accents; a minus sign before one stays a part of it."""
+    text = re.sub("(誘導|导联|第)", r" \1 ", text)
+    text = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+    return [word.rstrip(".") for word in re.sub(r"(?<=\w)-(?=\w)|[_:/]|\.(?=\w)", " ", text).split() if word != "."]
 
 
 def lead_name(name: str) -> str:
@@ -56,6 +91,12 @@ def lead_name(name: str) -> str:
         return canonical_lead_name(name)
     except ValueError:
         return name.strip()
+
+
+def is_other_signal(name: str) -> bool:
+    """Whether a channel's name says that it is no ECG but a pressure, a respiration, a marker or the like."""
+    words = _words(re.sub(r"[()\[\],]", " ", str(name).lower()))
+    return any(word in _OTHERS or word.rstrip("0123456789") in _OTHERS for word in words)
 
 
 def derive_limb_leads(leads: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

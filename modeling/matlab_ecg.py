@@ -95,13 +95,14 @@ class _Matrix(NamedTuple):
     in_structure: bool = False
 
 
-def read_matlab(file: BinaryIO, source: str, variable: str | None = None) -> RawEcg:
+def read_matlab(file: BinaryIO, source: str, variable: str | None = None, max_bytes: int | None = None) -> RawEcg:
     """The ECG in a MATLAB file: its matrix `val`, or the only one it holds, in a structure or not.
 
     Args:
         file: a seekable binary file.
         source: names it in messages.
         variable: the name of the matrix, e.g. "val", or "ECG.data" for a field of a structure.
+        max_bytes: see `record_ecg.refuse_bomb`.
 
     Returns:
         the matrix in the type in which it is stored (MATLAB stores a matrix of whole numbers as integers, even if it
@@ -115,7 +116,7 @@ def read_matlab(file: BinaryIO, source: str, variable: str | None = None) -> Raw
     head = file.read(128)
     try:
         if head[124:] in (b"\0\2IM", b"\2\0MI"):
-            return read_hdf5(file, source, variable, matlab=True)
+            return read_hdf5(file, source, variable, matlab=True, max_bytes=max_bytes)
         order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(head[124:])
         if order is None:
             matrices = list(_matrices_of_version_4(file, size, source))
@@ -128,11 +129,21 @@ def read_matlab(file: BinaryIO, source: str, variable: str | None = None) -> Raw
             file.seek(matrix.start)
             numbers = np.frombuffer(_read(file, matrix.size), matrix.dtype)
         else:
-            numbers = _numbers(file, matrix, size, source, order)
+            numbers = _numbers(file, matrix, size, source, order, max_bytes)
         signal = numbers.reshape(matrix.shape, order="F")  # column by column
         return RawEcg(signal.astype(signal.dtype.newbyteorder("=")), metadata={"variable": matrix.name})
     except (_DamagedError, struct.error, zlib.error) as error:
         raise EcgReadError(f"{source}: is not a readable MATLAB file: {error}") from error
+
+
+def starts_matlab(head: bytes) -> bool:
+    """Whether a file that begins with these bytes, at least 128, is one of MATLAB."""
+    if head[124:128] in (b"\0\2IM", b"\2\0MI", b"\0\1IM", b"\1\0MI"):
+        return True
+    if len(head) < 20:
+        return False
+    kind, rows, columns, imaginary, name = struct.unpack("<5I", head[:20])  # of version 4
+    return kind in (0, 10, 20, 30, 40, 50) and min(rows, columns) > 0 and imaginary == 0 and 0 < name <= MAX_NAME_BYTES
 
 
 def _choose(matrices: list[_Matrix], source: str, variable: str | None) -> _Matrix:
@@ -146,7 +157,7 @@ def _choose(matrices: list[_Matrix], source: str, variable: str | None) -> _Matr
         return by_name[wanted]
     likely = [matrix.name for matrix in matrices if len(matrix.shape) == 2 and math.prod(matrix.shape) > 1]
     if variable is not None or len(likely) != 1:
-        raise EcgReadError(f"{source}: has no matrix {wanted!r}, but {sorted(likely)[:20]}")
+        raise EcgReadError(f"{source}: has no matrix {wanted!r}, but {sorted(likely)[:20]}; pass dataset= one of them")
     return by_name[likely[0]]
 
 
@@ -244,18 +255,20 @@ def _tag(stream: _Stream, order: str) -> tuple[int, int, bytes | None]:
     return kind, size, tag[4 : 4 + size]
 
 
-def _numbers(file: BinaryIO, matrix: _Matrix, file_size: int, source: str, order: str) -> np.ndarray:
+def _numbers(
+    file: BinaryIO, matrix: _Matrix, file_size: int, source: str, order: str, max_bytes: int | None
+) -> np.ndarray:
     stream = _Stream(file, order, matrix.start, matrix.size, matrix.compressed)
     stream.skip(matrix.position - stream.position)
     kind, size, data = _tag(stream, order)
     if kind not in _STORED or size != math.prod(matrix.shape) * np.dtype(_STORED[kind]).itemsize:
         raise _DamagedError(f"{matrix.name} is {matrix.shape}, but holds {size} bytes of {_STORED.get(kind, kind)}")
-    refuse_bomb(size if matrix.compressed else 0, file_size, source)
+    refuse_bomb(size if matrix.compressed else 0, file_size, source, max_bytes)
     if data is None:
         data = stream.read(size)
         stream.skip(min(-size % 8, stream.left))
     if matrix.in_structure:
-        refuse_bomb(stream.left if matrix.compressed else 0, file_size, source)
+        refuse_bomb(stream.left if matrix.compressed else 0, file_size, source, max_bytes)
         stream.skip(stream.left)
     stream.finish()
     return np.frombuffer(data, order + _STORED[kind])

@@ -32,12 +32,13 @@ def read_npy(file: BinaryIO, source: str) -> np.ndarray:
     return _read_array(file, size, source)
 
 
-def read_npz(file: BinaryIO, source: str) -> dict[str, Any]:
+def read_npz(file: BinaryIO, source: str, max_bytes: int | None = None) -> dict[str, Any]:
     """Of an `.npz` file the arrays `signal`, `lead_names`, `sampling_rate` and `units`; all but the first as lists.
 
     Args:
         file: a seekable binary file.
         source: names it in messages.
+        max_bytes: see `record_ecg.refuse_bomb`.
 
     Raises:
         EcgReadError: the archive is damaged or encrypted, or an array in it is as `read_npy` refuses it.
@@ -57,7 +58,7 @@ def read_npz(file: BinaryIO, source: str) -> dict[str, Any]:
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise EcgReadError(f"{source}: {name} is compressed as NumPy never does ({member.compress_type})")
                 if name == "signal":
-                    refuse_bomb(member.file_size, stored, source)
+                    refuse_bomb(member.file_size, stored, source, max_bytes)
                 elif member.file_size > MAX_DESCRIPTION_BYTES:
                     raise EcgReadError(f"{source}: {name} takes {member.file_size} bytes, too many for a description")
                 with archive.open(member) as part:

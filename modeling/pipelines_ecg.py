@@ -8,10 +8,10 @@
     pipeline("ecg-to-text", model=folder)("record.hea", num_beams=4)
     pipeline("ecg-feature-extraction", model=folder)("record.hea")
 
-An ECG is whatever `read_ecg` takes; its arguments `lead_names`, `sampling_rate`, `units` and `verify_checksum` are
-taken here, too.  One ECG gives one answer, a list a list of answers, and a generator or a data set an iterator over
-answers, so that memory does not grow; `batch_size` is how many the model takes at a time.  With `on_error="skip"` an
-ECG that cannot be read or used gives `{"error": "what is wrong"}` in its place, instead of ending the call.
+An ECG is whatever `read_ecg` takes; its arguments (`sampling_rate`, `units`, `leads`, ...) are taken here, too.  One
+ECG gives one answer, a list a list of answers, and a generator or a data set an iterator over answers, so that memory
+does not grow; `batch_size` is how many the model takes at a time.  With `on_error="skip"` an ECG that cannot be read
+or used gives `{"error": "what is wrong"}` in its place, instead of ending the call.
 
 A repo that was published, or a folder that a pipeline saved, holds this code, and needs nothing but
 `trust_remote_code=True`.
@@ -19,6 +19,7 @@ A repo that was published, or a folder that a pipeline saved, holds this code, a
 For research use; not a medical device.
 """
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ from transformers.utils import ModelOutput
 from .classification_ecg import log_none, membership
 from .reading_ecg import read_ecg
 
-READING_OPTIONS = ("lead_names", "sampling_rate", "units", "verify_checksum")
+READING_OPTIONS = tuple(inspect.signature(read_ecg).parameters)[1:]
 ACTIVATIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
 
 

@@ -1,7 +1,10 @@
 """What an ECG is in this package: signal in millivolts, lead names, sampling rate."""
 
+import codecs
 import math
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -10,14 +13,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# A compressed or sparse file may unfold to this many bytes, or to this many times its size, whichever is more.
+# The reading budget, as bytes of signal in float64: a record may unfold to the first of these, or to this many times
+# what its file takes on the disk, and in no case to more than the last, which holds 24 h of 12 leads at 500 Hz.
 MAX_UNFOLDED_BYTES = 1 << 26
 MAX_UNFOLDING = 100
+MAX_BYTES = 1 << 32
 
 # Of a row of a data set that `datasets_scripts` built; the signal in them is (samples, leads), as stored.
 SIGNAL_COLUMNS = ("signal", "gain", "baseline", "units", "lead_names", "sampling_rate")
 
-_MILLIVOLTS = {"nv": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}  # micro sign and Greek mu
+MIN_RATE, MAX_RATE = 1.0, 1e6  # Hz; what lies outside is a rate in another unit, or damage
+
+_MILLIVOLTS = {"nv": 1e-6, "uv": 1e-3, "μv": 1e-3, "mcv": 1e-3, "mv": 1.0, "v": 1e3}  # NFKC: micro sign -> Greek mu
+_MILLIVOLTS |= {"nanovolt": 1e-6, "microvolt": 1e-3, "millivolt": 1.0, "volt": 1e3}
+
+_IDENTIFYING = re.compile(
+    r"(\b|_)(sur|first|last|vor|nach)?(name|patients?|ids?|mrn|ssn|birth\w*|geburts\w*|born|dob|address|street|city|phone"
+    r"|e-?mail|insurance|accession|physician|doctor|technician|operator|nurse|hospital|institution)(\b|_)",
+    re.IGNORECASE,
+)
 
 
 class EcgReadError(ValueError):
@@ -34,7 +48,10 @@ class EcgRecord:
         sampling_rate: samples per second and lead, in Hz.
         units: the unit each lead had in the source, before the conversion to millivolts.
         source: where the record came from; names it in messages.
-        metadata: what else the source says, e.g. the comment lines of a WFDB header.
+        metadata: what else the source says: `comments` of a WFDB header, `left_out` (channels that are no ECG or were
+            not chosen, and why), `annotations` (see `wfdb_ecg.read_annotations`).  Nothing that names the patient,
+            unless it was read with `keep_patient=True`, which adds `patient`.
+        gain, baseline: of integers in the source, one each a lead: integer = value in `units` * gain + baseline.
 
     Raises:
         EcgReadError: when the fields do not make an ECG.
@@ -46,6 +63,8 @@ class EcgRecord:
     units: tuple[str, ...] = ()
     source: str = "array"
     metadata: dict[str, Any] = field(default_factory=dict)
+    gain: tuple[float, ...] = ()
+    baseline: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_shape(self.signal, self.lead_names, self.source)
@@ -66,13 +85,50 @@ class EcgRecord:
 
 
 class RawEcg(NamedTuple):
-    """An ECG as its source has it; empty or None = the source does not say."""
+    """An ECG as its source has it, with all channels; empty or None = the source does not say."""
 
-    signal: np.ndarray  # (leads, samples), in `units`
+    signal: np.ndarray | Sequence[np.ndarray]  # (channels, samples) in `units`, or (samples,) each where they differ
     lead_names: Sequence[str | None] = ()
-    sampling_rate: float | None = None
-    units: Sequence[str] = ()
+    sampling_rate: float | Sequence[float | None] | None = None  # one for all channels, or one each
+    units: Sequence[str | None] = ()  # None = no gain, or no unit: the values are counts
     metadata: Mapping[str, Any] = MappingProxyType({})
+    gain: Sequence[float] = ()
+    baseline: Sequence[float] = ()
+
+
+def as_array(values: Any, source: str = "array") -> np.ndarray:
+    """Any array or tensor as an ndarray; masked samples are NaN, types that NumPy lacks (bfloat16) become float32.
+
+    Raises:
+        EcgReadError: it is no array.
+    """
+    try:
+        if isinstance(values, np.ma.MaskedArray):
+            if not np.ma.is_masked(values):
+                return np.asarray(values.data)
+            return np.ma.filled(values if values.dtype.kind == "f" else values.astype(np.float64), np.nan)
+        if hasattr(values, "detach"):  # of torch, on any device, also with gradients
+            values = values.detach().cpu()
+            values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        array = np.asarray(values)
+        return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float8_e4m3fn") else array
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise EcgReadError(f"{source}: is not an array (leads, samples): {error}") from error
+
+
+def decode_text(content: bytes) -> str:
+    """Text in UTF-8, with or without byte order mark, in UTF-16 with one, else in Latin-1."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def without_patient(lines: Iterable[str]) -> tuple[str, ...]:
+    """Those lines of free text whose key ("Name: ...") does not announce a person."""
+    return tuple(line for line in lines if not _IDENTIFYING.search(re.split("[:=]", line)[0]))
 
 
 def check_shape(signal: np.ndarray, lead_names: Sequence[str], source: str) -> None:
@@ -86,17 +142,34 @@ def check_shape(signal: np.ndarray, lead_names: Sequence[str], source: str) -> N
 
 
 def check_sampling_rate(rate: Any, source: str) -> None:
-    """Raise `EcgReadError` where `rate` is no positive number."""
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) < math.inf:
-        raise EcgReadError(f"{source}: the sampling rate must be a positive number of Hz, not {rate!r}")
+    """Raise `EcgReadError` where `rate` is no positive number, or none that an ECG can have."""
+    try:
+        positive = not isinstance(rate, bool) and isinstance(rate, Real) and 0 < float(rate) < math.inf
+    except OverflowError:
+        rate, positive = math.inf, False
+    if not positive:
+        raise EcgReadError(f"{source}: the sampling rate must be a positive number of Hz, not {rate!r:.40}")
+    if not MIN_RATE <= float(rate) <= MAX_RATE:
+        raise EcgReadError(
+            f"{source}: a sampling rate of {rate:g} Hz is not that of an ECG: pass sampling_rate= in Hz"
+        )
 
 
 def millivolts(unit: str) -> float:
     """How many millivolts one nV, uV (µV), mV or V is, whatever its case; `ValueError` for any other unit."""
+    plain = unicodedata.normalize("NFKC", str(unit)).strip().lower()
     try:
-        return _MILLIVOLTS[str(unit).strip().lower()]
+        return _MILLIVOLTS.get(plain) or _MILLIVOLTS[plain.removesuffix("s")]
     except KeyError:
         raise ValueError(f"{unit!r}, is not nV, uV, mV or V") from None
+
+
+def is_voltage(unit: str) -> bool:
+    """Whether `millivolts` knows the unit."""
+    try:
+        return millivolts(unit) > 0
+    except ValueError:
+        return False
 
 
 def to_millivolts(
@@ -125,12 +198,10 @@ def to_millivolts(
     units = units or ("mV",) * len(lead_names)
     if len(units) != len(lead_names):
         raise EcgReadError(f"{source}: {len(units)} units for {len(lead_names)} leads")
-    scale = np.ones((len(lead_names), 1), np.float32 if signal.dtype == np.float32 else np.float64)
-    for row, (name, unit) in enumerate(zip(lead_names, units, strict=True)):
-        try:
-            scale[row] = millivolts(unit)
-        except ValueError as error:
-            raise EcgReadError(f"{source}: the unit of lead {name}, {error}; pass units=") from None
+    dtype = np.float32 if signal.dtype == np.float32 else np.float64
+    scale = np.array(unit_scales(lead_names, units, source), dtype)[:, None]  # (leads, 1)
+    if (scale == 1).all() and signal.dtype == scale.dtype:
+        return signal, units
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
         return np.multiply(signal, scale, dtype=scale.dtype), units
 
@@ -156,10 +227,44 @@ def row_to_record(row: Mapping[str, Any]) -> EcgRecord:
         units=tuple(str(unit) for unit in row["units"]),
         source=f"{row.get('source')} (record {row.get('record_id')})",
         metadata=metadata,
+        gain=tuple(map(float, row["gain"])),
+        baseline=tuple(map(float, row["baseline"])),
     )
 
 
-def refuse_bomb(unfolded: int, stored: int, path: Path) -> None:
-    """Raise `EcgReadError` for a small file that claims to hold very much."""
-    if unfolded > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDING * stored):
-        raise EcgReadError(f"{path}: claims to hold {unfolded} bytes of signal, but has only {stored} bytes of data")
+def unit_scales(lead_names: Sequence[str], units: Sequence[str | None], source: str) -> list[float]:
+    """How many millivolts the unit of each lead is; `EcgReadError` where one is not known, or not a voltage."""
+    scales = []
+    for name, unit in zip(lead_names, units, strict=True):
+        if unit is None:
+            raise EcgReadError(
+                f"{source}: lead {name} is uncalibrated (gain 0, no gain, sensitivity or unit), it holds counts: "
+                "pass units='uV' (or 'mV', 'V', 'nV') if you know what one is"
+            )
+        try:
+            scales.append(millivolts(unit))
+        except ValueError as error:
+            raise EcgReadError(f"{source}: the unit of lead {name}, {error}; pass units=") from None
+    return scales
+
+
+def refuse_bomb(unfolded: int, stored: int, source: Any, max_bytes: int | None = None) -> None:
+    """Raise `EcgReadError` for a source that claims to hold more than the reading budget, before it is read.
+
+    Args:
+        unfolded: bytes of its signal in float64; stored: bytes of its file.
+        max_bytes: the budget, instead of the constants above.
+    """
+    limit = max_bytes or min(max(MAX_UNFOLDED_BYTES, MAX_UNFOLDING * stored), MAX_BYTES)
+    if unfolded > limit:
+        raise EcgReadError(
+            f"{source}: claims to hold {unfolded} bytes of signal in {stored} bytes of data; if you trust it, pass "
+            f"max_bytes={unfolded}"
+        )
+
+
+def stored_bytes(path: Path) -> int:
+    """What a file takes on the disk: less than its length where it has holes."""
+    status = path.stat()
+    blocks = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None or status.st_size <= 4096 else min(status.st_size, 512 * blocks)

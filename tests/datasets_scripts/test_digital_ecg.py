@@ -57,7 +57,7 @@ def test_rows_give_what_wfdb_reads(
         ("record 1 250 10\nrecord.dat 16 200 16 0 0 1 0 I", "checksum"),
         ("record 1 250 10\nrecord.dat 160 200 16 0 0 0 0 I", "10 samples of lead I are NaN"),
         ("record 1 250 10\nrecord.dat 8 200 16 0 2147483648 0 0 I", "more than 32 bits"),
-        ("record 2 250 5\nrecord.dat 16 200 16 0 0 0 0 I\nrecord.dat 16x2 200 16 0 0 0 0 II", "sampling rate"),
+        ("record 2 250 3\nrecord.dat 16 200 16 0 0 0 0 I\nrecord.dat 16x2 200 16 0 0 0 0 II", "sampling rate"),
     ],
 )
 def test_what_cannot_be_kept_exactly_is_refused(tmp_path: Path, line: str, message: str) -> None:

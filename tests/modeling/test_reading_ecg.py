@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import scipy.io
+import soundfile
 import wfdb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -69,7 +70,7 @@ def watched(allowed: Path, seconds: float = 1.0):
     finally:
         elapsed = time.perf_counter() - start
         _watchers.remove(events)
-    libraries = (sys.prefix, sys.base_prefix, "/proc", "/etc/mime.types")
+    libraries = (sys.prefix, sys.base_prefix, "/proc", "/dev/null", "/etc/mime.types")
     for event, args in events:
         assert not event.startswith("socket"), (event, args)
         if event == "open" and isinstance(args[0], str | bytes) and str(args[0]) not in ("", "."):
@@ -116,9 +117,8 @@ def test_dicom_scaling_baseline_padding_and_byte_order(tmp_path):
 
     record = read_ecg(write_dicom(tmp_path, change))
     stored = np.frombuffer(pydicom.dcmread(DICOM_ECG).WaveformSequence[0].WaveformData, "<i2").reshape(-1, 12)[:, 1]
-    expected = np.where(stored == 90, np.nan, stored * 0.003 + 0.25)
-    np.testing.assert_allclose(record.signal[1], expected, rtol=1e-9)
-    assert record.lead_names == STANDARD_LEADS and np.isnan(record.signal[1, 0])
+    np.testing.assert_allclose(record.signal[1], stored * 0.003 + 0.25, rtol=1e-9)  # 90 is a voltage like any other
+    assert record.lead_names == STANDARD_LEADS and np.isfinite(record.signal).all()
 
 
 def test_wfdb_record_by_any_of_its_names(tmp_path):
@@ -334,6 +334,12 @@ def mat_case(**variables):
     return make
 
 
+def mixed_rates(folder: Path) -> Path:
+    path = write_record(folder, digital=np.zeros((12, 1000), "<i2"), format="16x2")
+    np.zeros((1000, 13), "<i2").tofile(folder / "rec.dat")
+    return path
+
+
 def outside(folder: Path, name: str = "../secret.dat") -> Path:
     DIGITAL.T.tofile(folder.parent / "secret.dat")
     return write_record(folder, digital=DIGITAL[:1], lines=[f"{name} 16 1000/mV 16 0 0 0 0 I"])
@@ -360,15 +366,17 @@ def without_data(folder: Path) -> Path:
     return path
 
 
-def flac(folder: Path, content: bytes) -> Path:
-    path = write_record(folder, digital=DIGITAL[:1], lines=["rec.dat 516 1000/mV 16 0 0 0 0 I"])
+def flac(folder: Path, content: bytes, samples: int = 1000) -> Path:
+    lines = ["rec.dat 516 1000/mV 16 0 0 0 0 I"]
+    path = write_record(folder, digital=DIGITAL[:1], lines=lines, first=f"rec 1 500 {samples}")
     return write_bytes(folder / "rec.dat", content) and path
 
 
 def flac_bomb(folder: Path) -> Path:
-    wfdb.wrsamp("rec", fs=500, units=["mV"], sig_name=["I"], d_signal=np.zeros((9_000_000, 1), int), fmt=["516"],
-                adc_gain=[200.0], baseline=[0], write_dir=str(folder))  # fmt: skip
-    return folder / "rec"
+    soundfile.write(folder / "zeros.flac", np.zeros(1000, "<i2"), 96_000)
+    content = bytearray((folder / "zeros.flac").read_bytes())
+    content[22:26] = (40_000_000).to_bytes(4, "big")  # the number of samples
+    return flac(folder, bytes(content), samples=40_000_000)
 
 
 def npz_bomb(folder: Path) -> Path:
@@ -472,16 +480,16 @@ REFUSED = {
     "link to outside": (linked, r"names the file 'rec\.dat', which does not lie in the record's own folder"),
     "segment outside": (segmented("../s1 300", "s2 300"), r"names the file '\.\./s1\.hea'"),
     # WFDB: calibration and header
-    "gain 0": (wfdb_case(gain="0/mV"), r"rec\.hea: lead II is uncalibrated"),
+    "gain 0": (wfdb_case(gain="0/mV"), r"rec: lead II is uncalibrated .* pass units="),
     "gain 0 with baseline": (wfdb_case(gain="0.0(12)/mV"), "lead II is uncalibrated"),
-    "no gain": (wfdb_case(digital=DIGITAL[:1], lines=["rec.dat 16"]), "uncalibrated"),
+    "no gain": (wfdb_case(digital=DIGITAL[:1], lines=["rec.dat 16"]), "does not say its lead names"),
     "gain nan": (wfdb_case(gain="nan"), "cannot read the gain 'nan' of lead II"),
     "gain of rubbish": (wfdb_case(gain="e-"), "'e-' is not a number"),
     "unknown unit": (wfdb_case(gain="200/mmHg"), "the unit of lead II, 'mmHg'"),
     "unknown format": (wfdb_case(format="17"), "unknown signal format '17' of lead II"),
     "null signal": (lambda folder: outside(folder, "~"), "names the file '~'"),
     "mixed formats in a file": (wfdb_case(format="61"), r"rec\.dat are not side by side in one format"),
-    "mixed rates": (wfdb_case(format="16x2"), "differ in sampling rate"),
+    "mixed rates": (mixed_rates, "differ in sampling rate .*, II: 2000 samples at 1000"),
     "no samples a frame": (wfdb_case(digital=DIGITAL[:1], lines=["rec.dat 16x0 1/mV"]), "differ in sampling rate"),
     "lead twice": (wfdb_case(name="lead I"), "rec: lead I occurs twice"),
     "lead without name": (wfdb_case(name=""), "does not say its lead names"),
@@ -515,9 +523,9 @@ REFUSED = {
     ),
     "wrong checksum": (wfdb_case(checksum="4242"), r"lead II in rec\.dat does not have the checksum"),
     "flac of rubbish": (lambda folder: flac(folder, b"fLaC" + bytes(500)), r"rec\.dat: is not a readable FLAC file"),
-    "flac bomb": (flac_bomb, r"rec\.dat: claims to hold 72000000 bytes"),
+    "flac bomb": (flac_bomb, r"rec\.dat: claims to hold 320000000 bytes"),
     "segments of a gap": (segmented("s1 300", "~ 9000000000", first="rec/2 2 500"), "claims to hold"),
-    "segment twice": (segmented("s1 300", "s1 300"), "segment s1 is .* listed twice"),
+    "segment twice": (segmented("s1 300", "s1 300"), "segment s1 is listed twice"),
     "segment of itself": (segmented("rec 300", "s1 300"), "segment rec is itself divided"),
     "segment of other length": (segmented("s1 300", "s2 299"), "segment s2 differs from the length"),
     "segments missing": (segmented("s1 300"), "announces 2 segments, lists 1"),
@@ -535,7 +543,10 @@ REFUSED = {
     ),
     "text as dicom": (file_case("rec.dcm", b"not a DICOM file" * 50), r"rec\.dcm: is not a readable DICOM"),
     "dicom of 1e9 samples": (dicom_case(claim_more_samples), r"rec\.dcm: holds 240000 bytes of waveform"),
-    "dicom without sensitivity": (dicom_case(remove_sensitivity), "lead aVL has no channel sensitivity"),
+    "dicom without sensitivity": (
+        dicom_case(remove_sensitivity),
+        "lead aVL is uncalibrated .*sensitivity.* pass units=",
+    ),
     "dicom in mmHg": (dicom_case(set_unit), "the unit of lead aVL, 'mmHg'"),
     "dicom companded": (dicom_case(compand), "cannot decode 16-bit samples of kind MB"),
     "dicom channels": (dicom_case(drop_channel), "defines 11 channels, stores 12"),
