@@ -5,6 +5,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import datasets
 
@@ -16,9 +17,10 @@ from ecgformers.datasets_scripts.publishing import push
 
 def main(builder_class: type[EcgBuilder], arguments: list[str] | None = None) -> None:
     """Run `build` or `push` as the command line says; errors that a user can mend end it with a message alone."""
-    options = parser(builder_class).parse_args(arguments)
+    given = vars(parser(builder_class).parse_args(arguments))
+    run = given.pop("run")
     try:
-        options.run(builder_class, options)
+        run(builder_class, **given)
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
@@ -72,16 +74,25 @@ def _own_options(builder_class: type[EcgBuilder]) -> list:
     return [option for option in fields(builder_class.BUILDER_CONFIG_CLASS) if option.name not in known]
 
 
-def _build(builder_class: type[EcgBuilder], options: argparse.Namespace) -> None:
-    own = {option.name: getattr(options, option.name) for option in _own_options(builder_class)}
-    if builder_class.physionet and options.download:
+def _build(
+    builder_class: type[EcgBuilder],
+    data_dir: Path,
+    output: Path,
+    num_proc: int = 1,
+    strict: bool = False,
+    download: bool = False,
+    base_url: str = PHYSIONET,
+    **own: Any,
+) -> None:
+    if builder_class.physionet and download:
         config = builder_class.BUILDER_CONFIG_CLASS(**own)
-        url = f"{options.base_url.rstrip('/')}/{builder_class.physionet}"
-        fetch(url, options.data_dir, lambda name: builder_class.wanted(name, config))
-    builder = builder_class(data_dir=str(options.data_dir), **own)
-    print(build(builder, options.output, num_proc=options.num_proc, strict=options.strict))
+        url = f"{base_url.rstrip('/')}/{builder_class.physionet}"
+        fetch(url, data_dir, lambda name: builder_class.wanted(name, config))
+    builder = builder_class(data_dir=str(data_dir), **own)
+    print(build(builder, output, num_proc=num_proc, strict=strict))
 
 
-def _push(builder_class: type[EcgBuilder], options: argparse.Namespace) -> None:
-    i_may_publish = builder_class.credentialed and options.i_may_publish
-    print(push(options.output, options.repo, public=options.public, i_may_publish=i_may_publish))
+def _push(
+    builder_class: type[EcgBuilder], output: Path, repo: str, public: bool = False, i_may_publish: bool = False
+) -> None:
+    print(push(output, repo, public=public, i_may_publish=i_may_publish))

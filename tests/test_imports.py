@@ -97,6 +97,11 @@ def test_command_lines_are_read_in_entry_points_alone(library):
     assert users <= entries | ENTRY_HELPERS | commands
 
 
+def test_what_argparse_gives_stays_in_main():
+    rooms = [path for module, path in FILES.items() if room_of(module) != "benchmarks"]
+    assert not [path for path in rooms if "Namespace" in path.read_text(encoding="utf-8")]
+
+
 def test_no_circle():
     graph = {module: {name for name in imports(module, types_too=False) if name in FILES} for module in FILES}
     while leaves := [module for module, needs in graph.items() if not needs & graph.keys() - {module}]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgformers.options import Options, at_least_one, option, parse, percent
@@ -48,6 +48,7 @@ def test_a_command_line_is_what_python_says():
     assert parse(Own, None, [*GIVEN, "--tables"]).tables == ()
 
 
+@settings(deadline=None)
 @given(st.integers(-5, 5), st.floats(-10, 200, allow_nan=False))
 def test_checks_hold_in_both(batch_size, share):
     is_right = batch_size >= 1 and 0 < share <= 100
