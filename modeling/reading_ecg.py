@@ -17,9 +17,12 @@ from .archives_ecg import holds_arrays, unpack
 from .channels_ecg import describe
 from .dicom_ecg import read_dicom, starts_data_set
 from .hdf5_ecg import read_hdf5
+from .leads_ecg import STANDARD_LEADS, lead_name
+from .library_ecg import library_format, read_library
 from .matlab_ecg import read_matlab, starts_matlab
 from .numpy_ecg import read_npy, read_npz
 from .record_ecg import SIGNAL_COLUMNS, EcgReadError, EcgRecord, RawEcg, as_array, row_to_record, to_millivolts
+from .tables_ecg import looks_like_text, read_frame, read_parquet, read_text_table
 from .wfdb_ecg import header_path, read_wfdb
 
 
@@ -51,6 +54,8 @@ def read_ecg(
             - an array or tensor (leads, samples), or a mapping with `signal` or `array`, `lead_names`, `sampling_rate`
               and maybe `units`; masked samples are NaN;
             - a row of a data set that `datasets_scripts` built, integers with their gain and baseline;
+            - a table (CSV, TSV, Parquet, pandas) whose columns are leads; `tables_ecg` says what it may say of itself;
+            - with the extra `formats`: HL7 aECG, GE MUSE, Philips and Mortara XML, SCP-ECG, EDF, ISHNE, MFER, Kardia;
             - the content of such a file as `bytes` or as a file opened for reading bytes; a zip archive of one
               recording (for WFDB all its files);
             - an `EcgRecord`, which comes back as it is.
@@ -64,7 +69,8 @@ def read_ecg(
             respiration, markers, other units or rates), which `metadata["left_out"]` names.
         channels: the same by numbers (from 0) or by the source's own names.
         dataset: which part of a file that holds several: the name of a matrix or array of MATLAB and HDF5 files
-            (`"ECG.data"`, `"ecg/tracings"`), number or label of a DICOM group, a member of a zip archive.
+            (`"ECG.data"`, `"ecg/tracings"`), number or label of a DICOM group, a member of a zip archive,
+            `"median"` for the median beat that a cart stores beside the recording.
         index: which recording of an array (recordings, leads, samples), from 0.
         verify_checksum: refuse WFDB files that do not have the checksum in their header.
         keep_patient: put what the source says of the patient (name, id, age, ...) into `metadata`.
@@ -89,6 +95,13 @@ def read_ecg(
         return source
     options = ReadOptions(dataset, index, verify_checksum, keep_patient, max_bytes)
     label, raw = _read_any(source, options)
+    if "format" in raw.metadata and lead_names is leads is channels is None:
+        names = [lead_name(name) for name in raw.lead_names]
+        if set(names).isdisjoint(STANDARD_LEADS):
+            listed = ", ".join(names)[:300]
+            raise EcgReadError(
+                f"{label}: none of its channels ({listed}) has the name of a standard lead: pass leads="
+            )
     said = describe(
         raw,
         label,
@@ -144,6 +157,8 @@ def _read_any(source: Any, options: ReadOptions) -> tuple[str, RawEcg]:
         return "data set", read_dicom(source, "data set", options.dataset, options.keep_patient)
     if isinstance(source, Mapping):
         return "mapping", _from_mapping("mapping", source)
+    if hasattr(source, "columns") and hasattr(source, "__array__"):
+        return "frame", read_frame(source, "frame")
     if hasattr(source, "__array__"):
         return "array", RawEcg(np.array(as_array(source)))
     raise EcgReadError(f"cannot read an ECG from {type(source).__name__}; read_ecg says what it takes")
@@ -189,12 +204,21 @@ def _read_file(file: BinaryIO, name: str, suffix: str, options: ReadOptions) -> 
         return read_hdf5(file, name, options.dataset, options.index, max_bytes=limit)
     if suffix == ".dcm" or head[128:132] == b"DICM" or starts_data_set(head):
         return read_dicom(file, name, options.dataset, options.keep_patient)
+    if kind := library_format(head, suffix):
+        return read_library(file, name, kind, options.dataset, options.verify_checksum, options.keep_patient)
     if _WFDB_HEADER.match(head):
         raise EcgReadError(f"{name}: is but the header of a WFDB record; pass its path, or a zip of its files")
-    raise EcgReadError(f"{name}: is not a WFDB record with its .hea, DICOM, .mat, .h5, .npy or .npz file")
+    if head.startswith(_PARQUET):
+        return read_parquet(file, name, limit)
+    if suffix not in (".hea", ".dat") and looks_like_text(head):
+        return read_text_table(file, name, suffix, limit)
+    raise EcgReadError(
+        f"{name}: is not a WFDB record with its .hea, nor a file of DICOM, MATLAB, HDF5, NumPy, Parquet, CSV or "
+        "another format that is known"
+    )
 
 
-_ZIP, _GZIP, _NPY, _HDF5 = b"PK\3\4", b"\x1f\x8b", b"\x93NUMPY", b"\x89HDF\r\n\x1a\n"
+_ZIP, _GZIP, _NPY, _HDF5, _PARQUET = b"PK\3\4", b"\x1f\x8b", b"\x93NUMPY", b"\x89HDF\r\n\x1a\n", b"PAR1"
 _WFDB_HEADER = re.compile(rb"\S+[ \t]+\d+([ \t]+[\d.]+[^\n]*)?\r?\n\S+[ \t]+\d+(x\d+)?[ \t:+]")
 
 

@@ -40,6 +40,7 @@ ptb_xl_dir = _folder_fixture("ECGFORMERS_PTB_XL", "the packed PTB-XL excerpt (re
 ptb_xl_500hz_dir = _folder_fixture("ECGFORMERS_PTB_XL_500HZ", "500 Hz PTB-XL records")
 cinc2021_dir = _folder_fixture("ECGFORMERS_CINC2021", "CPSC 2018, Georgia and CSN records")
 code15_dir = _folder_fixture("ECGFORMERS_CODE15", "CODE-15 records")
+formats_dir = _folder_fixture("ECGFORMERS_FORMATS", "ECG files as carts and Holters write them")
 splits_dir = _folder_fixture("ECGFORMERS_SPLITS", "split tables of CPSC 2018 and CSN")
 
 

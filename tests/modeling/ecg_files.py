@@ -1,6 +1,8 @@
 """ECG files as carts, monitors and archives write them, made of a few samples."""
 
+import io
 import struct
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,11 @@ def write_wfdb(
 
 def standard_channels(gain: str = "1000/mV", counts: np.ndarray = COUNTS) -> list[tuple[str, str, np.ndarray]]:
     return [(lead, gain, row) for lead, row in zip(STANDARD_LEADS, counts, strict=True)]
+
+
+def zipped(folder: Path, *names: str, prefix: str = "ecgs/") -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.write(folder / name, prefix + name)
+    return content.getvalue()

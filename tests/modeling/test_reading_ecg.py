@@ -603,7 +603,7 @@ REFUSED = {
     # files
     "no such file": (lambda folder: folder / "none", r"none: there is no such file, nor .*none\.hea"),
     "a folder": (lambda folder: folder, "there is no such file"),
-    "other file": (file_case("rec.txt", b"0.1 0.2"), r"rec\.txt: is not a WFDB record"),
+    "other file": (file_case("rec.txt", b"0.1 0.2\0"), r"rec\.txt: is not a WFDB record"),
     "data without header": (file_case("rec.dat", b"\0" * 99), r"rec\.dat: is not a WFDB record with its \.hea"),
 }
 MISSING = {"missing data", "segment without header", "no such file", "a folder"}

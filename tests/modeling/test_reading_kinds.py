@@ -1,10 +1,7 @@
 """Recordings as hospitals hand them out: what stands beside the ECG, what is missing, headers as they are written."""
 
-import io
 import os
 import time
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -24,6 +21,7 @@ from ecg_files import (
     standard_group,
     write_dicom,
     write_wfdb,
+    zipped,
 )
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
@@ -310,14 +308,6 @@ def test_masked_samples_are_not_measured():
 
 
 # ---- where a recording may come from
-
-
-def zipped(folder: Path, *names: str, prefix: str = "ecgs/") -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in names:
-            archive.write(folder / name, prefix + name)
-    return content.getvalue()
 
 
 def test_bytes_files_data_sets_and_archives(tmp_path):
