@@ -7,7 +7,10 @@ from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 
 import pytest
+import yaml
 from test_imports import FILES, ROOT, imports, room_of
+
+import ecgformers
 
 SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
@@ -46,6 +49,11 @@ def test_the_modules_are_those_of_the_wheel():
     assert {name if path.stem == "__init__" else name.rpartition(".")[0] for name, path in PACKAGED.items()} == set(
         packages
     )
+
+
+def test_there_is_one_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == ecgformers.__version__
+    assert f"\n## {ecgformers.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_requirement_is_imported():
