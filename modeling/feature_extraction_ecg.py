@@ -11,7 +11,6 @@ from numbers import Integral, Number, Real
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from transformers import BatchFeature, FeatureExtractionMixin
 
@@ -111,6 +110,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     `EcgQualityError` that names the record, the lead and the remedy.
     """
 
+    _auto_class = "AutoFeatureExtractor"  # what register_for_auto_class would set, and load torch for it
     model_input_names = ["input_values", "lead_mask", "sample_mask"]
     padding_value = 0.0  # asked for by pipelines when they batch
 
@@ -488,7 +488,7 @@ def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index
     check_sampling_rate(sampling_rate, source)
     if lead_names is None:
         raise ValueError(f"{source}: the leads are not known.  Give lead_names, one a row, in the order of the rows.")
-    if torch.is_tensor(item):
+    if hasattr(item, "detach"):  # a tensor
         item = item.detach().cpu()
         item = (item.double() if item.is_floating_point() else item).numpy()
     signal = np.ma.asarray(item) if isinstance(item, np.ma.MaskedArray | list | tuple) else np.asarray(item)
@@ -501,6 +501,3 @@ def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index
     if invalid is not np.ma.nomask:
         signal = np.where(invalid, np.nan, signal)
     return _Ecg(signal, tuple(lead_names), float(sampling_rate), source)
-
-
-EcgFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

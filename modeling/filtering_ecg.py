@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from scipy.signal import butter, firwin, resample_poly, sosfilt, sosfilt_zi
+import scipy  # which loads scipy.signal when a filter is first used
 
 SIDE_LOBES = 10  # of the resampling filter on either side, in periods of the lower rate
 MAX_BLOCK_FACTOR = 40  # up to this smaller factor of up and down, resampling is a matrix product
@@ -34,7 +34,7 @@ def bandpass_filter(
     after = 2 * signal[..., -1:] - signal[..., -2 : -padding - 2 : -1]
     signal = np.concatenate([before, signal, after], axis=-1)
     for _ in range(2):  # forwards and backwards
-        signal = sosfilt(sections, signal, zi=steady_state * signal[..., :1])[0][..., ::-1]
+        signal = scipy.signal.sosfilt(sections, signal, zi=steady_state * signal[..., :1])[0][..., ::-1]
     return signal[..., padding:-padding]
 
 
@@ -42,9 +42,9 @@ def bandpass_filter(
 def _butterworth(order: int, low: float, high: float, rate: float) -> tuple[np.ndarray, np.ndarray, int]:
     """Second-order sections, their state after a constant 1, and the samples to pad with on either side."""
     edges, kind = ((low, high), "bandpass") if low > 0 else (high, "lowpass")
-    sections = butter(order, edges, btype=kind, fs=rate, output="sos")
+    sections = scipy.signal.butter(order, edges, btype=kind, fs=rate, output="sos")
     taps = 2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum())
-    return sections, sosfilt_zi(sections), 3 * int(taps)
+    return sections, scipy.signal.sosfilt_zi(sections), 3 * int(taps)
 
 
 def resample(signal: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
@@ -58,7 +58,8 @@ def resample(signal: np.ndarray, source_rate: float, target_rate: float) -> np.n
     level = median(signal)
     signal = signal - level
     if min(up, down) > MAX_BLOCK_FACTOR:
-        return resample_poly(signal, up, down, axis=-1, window=_taps(up, down).astype(signal.dtype)) + level
+        window = _taps(up, down).astype(signal.dtype)
+        return scipy.signal.resample_poly(signal, up, down, axis=-1, window=window) + level
 
     previous, current, following = _blocks(up, down).astype(signal.dtype, copy=False)
     samples, size = signal.shape[-1], len(current)
@@ -79,7 +80,7 @@ def _factors(source_rate: float, target_rate: float) -> tuple[int, int]:
 def _taps(up: int, down: int) -> np.ndarray:
     """Low-pass filter at `up` times the source's rate."""
     factor = max(up, down)
-    return firwin(2 * SIDE_LOBES * factor + 1, 1 / factor, window=("kaiser", 5.0))
+    return scipy.signal.firwin(2 * SIDE_LOBES * factor + 1, 1 / factor, window=("kaiser", 5.0))
 
 
 @lru_cache(maxsize=64)

@@ -59,6 +59,38 @@ def test_reading_and_drawing_load_no_torch(tmp_path):
     assert figure.stat().st_size
 
 
+def test_checking_loads_no_torch():
+    code = "import sys; from ecgformers import EcgFeatureExtractor; EcgFeatureExtractor().check_ecg(sys.argv[1])"
+    assert loaded_by(code, get_testdata_file("waveform_ecg.dcm")) <= {"transformers", "scipy.signal"}
+
+
+BUILD = """
+import sys, numpy as np
+from pathlib import Path
+from ecgformers.datasets_scripts.building import build
+from ecgformers.datasets_scripts.ecg_folder import EcgFolder
+folder = Path(sys.argv[1])
+np.save(folder / "a.npy", np.random.default_rng(0).normal(size=(2, 500)))
+(folder / "table.csv").write_text("path\\na.npy\\n")
+builder = EcgFolder(
+    data_dir=str(folder), table="table.csv", path_column="path", lead_names="I,II", sampling_rate=100, units="mV"
+)
+build(builder, folder / "built")
+"""
+
+
+def test_building_a_data_set_loads_no_torch(tmp_path):
+    assert loaded_by(BUILD, tmp_path) == {"datasets", "pandas"}
+    assert list(tmp_path.glob("built/data/*.parquet"))
+
+
+def test_help_for_a_data_set_loads_no_torch():
+    code = "import atexit, sys; from ecgformers.datasets_scripts import command_line, ptb_xl\n"
+    code += "atexit.register(lambda: print(*sys.modules, sep='\\n'))\n"
+    code += "command_line.main(ptb_xl.PtbXl, ['build', '--help'])"
+    assert HEAVY & set(run(code).split()) == {"datasets", "pandas"}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models")
