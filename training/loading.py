@@ -4,6 +4,7 @@ Neither the order of records nor the number of workers changes what a model sees
 """
 
 import itertools
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ def epoch_batches(
 Collator = Callable[[Sequence[Any]], dict[str, Any]]
 
 
+def _ignore_stop_signals(worker: int):
+    """A signal to the whole process group asks the main process to stop; its workers help it to finish its step."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def map_batches(
     dataset: Any,
     make_collator: Callable[[int], Collator],
@@ -122,6 +129,7 @@ def map_batches(
             batch_sampler=list(epoch_batches(len(dataset), batch_size, seed, epoch, rank, processes, start)),
             collate_fn=make_collator(epoch),
             num_workers=workers,
+            worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # workers' seeds: keeps the global generator for dropout alone
         )
 

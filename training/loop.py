@@ -1,14 +1,13 @@
 """The training loop that all recipes share: Accelerate, exact resume, best model by validation, trackers.
 
 A run's folder holds `checkpoint-STEP/` (the newest `keep` of them, each whole or absent), `best/` (the model that
-validated best), `log.jsonl` (every figure logged) and `settings.json`.
+validated best), `log.jsonl` (every figure logged) and `settings.json`.  SIGTERM or SIGINT let a run finish its step,
+write a checkpoint and leave with exit code 75: start it again with `loop.resume=true`.
 """
 
 import itertools
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from ecgformers.training.checkpoints import (
+    RESUME_ME,
+    find_checkpoint,
+    in_any_process,
+    lock,
+    replace_folder,
+    save_checkpoint,
+    stop_signals,
+    tidy,
+    writing,
+)
 from ecgformers.training.diagnostics import CollapseWatch, check_gather, embedding_spread
 
 
@@ -43,7 +53,7 @@ class LoopSettings:
         save_steps: optimiser steps between checkpoints; keep: how many remain.
         evaluations_per_epoch: validations an epoch; patience: stop after so many without a better score (0: never).
         trackers: of "tensorboard", "trackio".
-        resume: go on from the newest whole checkpoint, if there is one.
+        resume: go on from the newest sound checkpoint, if there is one.
     """
 
     output: str
@@ -149,6 +159,8 @@ def train(
         the folder of the best model.
 
     Raises:
+        SystemExit: with code 75 after SIGTERM or SIGINT; with one line where the folder is another run's, holds no
+            sound checkpoint to resume from, or cannot be written to.
         NonFiniteError: with the record ids; the newest checkpoint is from before.
         CollapseError: the embeddings of both towers have fallen together.
     """
@@ -181,80 +193,92 @@ def train(
     accelerator.register_for_checkpointing(progress, scheduler)
     plain = accelerator.unwrap_model(model)
     kept = plain if average is None else average.module
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
-    newest = newest_checkpoint(output) if settings.resume else None
-    if newest is not None:
-        accelerator.load_state(newest)
-        accelerator.print(f"resumed from {newest}: epoch {progress.epoch}, step {progress.step}")
-    if settings.trackers:
-        accelerator.init_trackers(output.name)
+    with lock(accelerator, output), stop_signals() as signals:
+        newest = find_checkpoint(accelerator, output, settings.resume)
+        if accelerator.is_main_process:
+            with writing(output):
+                tidy(output)
+                (output / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
+        if newest is not None:
+            accelerator.load_state(newest)
+            accelerator.print(f"resumed from {newest}: epoch {progress.epoch}, step {progress.step}")
+        if settings.trackers:
+            accelerator.init_trackers(output.name)
 
-    watch = CollapseWatch()
-    since_log: dict[str, list[float]] = {}
-    started, seen = time.perf_counter(), 0
-    bar = tqdm(total=total_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    done = progress.step >= total_steps or 0 < settings.patience <= progress.evaluations_since_best
-    while not done:
-        for batch in itertools.islice(make_batches(progress.epoch, progress.batch), batches - progress.batch):
-            record_ids = batch.pop("record_ids")
-            batch = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in batch.items()}
-            model.train()
-            with accelerator.accumulate(model):
-                with accelerator.autocast():
-                    result = model(**batch)
-                stop_at_non_finite(batch, result.loss, record_ids)
-                accelerator.backward(result.loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            progress.batch += 1
-            seen += len(record_ids) * accelerator.num_processes
-            figures = step_figures(plain, result)
-            if "spread_ecg" in figures and "contrastive_loss" in figures and progress.step >= warmup_steps:
-                spreads = figures["spread_ecg"], figures["spread_text"]
-                watch.check(*spreads, figures["contrastive_loss"], per_process * accelerator.num_processes)
-            for name, value in figures.items():
-                since_log.setdefault(name, []).append(value)
-            if not accelerator.sync_gradients:
-                continue
-            progress.step += 1
-            scheduler.step()
-            if average is not None:
-                average.update_parameters(plain)
-            bar.update()
-            if progress.step % settings.log_steps == 0:
-                figures = {name: sum(values) / len(values) for name, values in since_log.items()}
-                figures["learning_rate"] = float(scheduler.get_last_lr()[0])
-                figures["records_per_second"] = seen / (time.perf_counter() - started)
-                figures["memory_gib"] = memory(accelerator.device) / 2**30
-                log(accelerator, output, progress, figures)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-                since_log = {}
-            done = progress.step >= total_steps
-            if progress.batch // settings.accumulation in evaluation_steps or done:
-                figures = evaluate(kept)
-                log(accelerator, output, progress, figures)
-                bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-                if not math.isfinite(figures[score]):
-                    raise NonFiniteError(f"{score} is {figures[score]}: the validation data cannot measure it")
-                progress.evaluations_since_best += 1
-                if figures[score] > progress.best_score:
-                    progress.best_score, progress.evaluations_since_best = figures[score], 0
-                    if accelerator.is_main_process:
-                        replace_folder(output / "best", lambda folder: save_model(kept, folder))
-                done = done or 0 < settings.patience <= progress.evaluations_since_best
-            at_end = progress.batch == batches
-            if at_end:
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-            if done or progress.step % settings.save_steps == 0:
-                save_checkpoint(accelerator, output, progress.step, settings.keep)
-            if done or at_end:
-                break
-    bar.close()
-    accelerator.end_training()
+        watch = CollapseWatch()
+        since_log: dict[str, list[float]] = {}
+        started, seen = time.perf_counter(), 0
+        bar = tqdm(total=total_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+        done = progress.step >= total_steps or 0 < settings.patience <= progress.evaluations_since_best
+        while not done:
+            for batch in itertools.islice(make_batches(progress.epoch, progress.batch), batches - progress.batch):
+                record_ids = batch.pop("record_ids")
+                batch = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in batch.items()}
+                model.train()
+                with accelerator.accumulate(model):
+                    with accelerator.autocast():
+                        result = model(**batch)
+                    stop_at_non_finite(batch, result.loss, record_ids)
+                    accelerator.backward(result.loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                progress.batch += 1
+                seen += len(record_ids) * accelerator.num_processes
+                figures = step_figures(plain, result)
+                if "spread_ecg" in figures and "contrastive_loss" in figures and progress.step >= warmup_steps:
+                    spreads = figures["spread_ecg"], figures["spread_text"]
+                    watch.check(*spreads, figures["contrastive_loss"], per_process * accelerator.num_processes)
+                for name, value in figures.items():
+                    since_log.setdefault(name, []).append(value)
+                if not accelerator.sync_gradients:
+                    continue
+                progress.step += 1
+                scheduler.step()
+                if average is not None:
+                    average.update_parameters(plain)
+                bar.update()
+                if progress.step % settings.log_steps == 0:
+                    figures = {name: sum(values) / len(values) for name, values in since_log.items()}
+                    figures["learning_rate"] = float(scheduler.get_last_lr()[0])
+                    figures["records_per_second"] = seen / (time.perf_counter() - started)
+                    figures["memory_gib"] = memory(accelerator.device) / 2**30
+                    log(accelerator, output, progress, figures)
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+                    since_log = {}
+                done = progress.step >= total_steps
+                if progress.batch // settings.accumulation in evaluation_steps or done:
+                    figures = evaluate(kept)
+                    log(accelerator, output, progress, figures)
+                    bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+                    if not math.isfinite(figures[score]):
+                        raise NonFiniteError(f"{score} is {figures[score]}: the validation data cannot measure it")
+                    progress.evaluations_since_best += 1
+                    if figures[score] > progress.best_score:
+                        progress.best_score, progress.evaluations_since_best = figures[score], 0
+                        if accelerator.is_main_process:
+                            with writing(output):
+                                replace_folder(output / "best", lambda folder: save_model(kept, folder))
+                    done = done or 0 < settings.patience <= progress.evaluations_since_best
+                at_end = progress.batch == batches
+                if at_end:
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
+                stopped = in_any_process(accelerator, bool(signals)) and not done
+                if done or stopped or progress.step % settings.save_steps == 0:
+                    with writing(output):
+                        save_checkpoint(accelerator, output, progress.step, settings.keep)
+                if stopped:
+                    accelerator.print(
+                        f"stopped by {', '.join(signals) or 'another process'} after step {progress.step}: "
+                        "go on with loop.resume=true"
+                    )
+                    accelerator.end_training()
+                    raise SystemExit(RESUME_ME)
+                if done or at_end:
+                    break
+        bar.close()
+        accelerator.end_training()
     return output / "best"
 
 
@@ -292,7 +316,7 @@ def log(accelerator: Accelerator, output: Path, progress: Progress, figures: Map
     """One line in `log.jsonl`, and the trackers."""
     accelerator.log(dict(figures), step=progress.step)
     if accelerator.is_main_process:
-        with (output / "log.jsonl").open("a") as file:
+        with writing(output), (output / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": progress.step, "epoch": progress.epoch, **figures}) + "\n")
 
 
@@ -300,34 +324,3 @@ def save_with(companion: Any, model: Any, folder: Path):
     """A model's folder, its processor, feature extractor or tokenizer included."""
     model.save_pretrained(folder)
     companion.save_pretrained(folder)
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]):
-    """Write a folder beside `folder` and put it in its place: there is always a whole one."""
-    unfinished, old = folder.with_name(f"{folder.name}.partial"), folder.with_name(f"{folder.name}.old")
-    for leftover in (unfinished, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    write(unfinished)
-    if folder.exists():
-        folder.rename(old)
-    unfinished.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int):
-    """Everything that `--resume` needs, written beside and renamed; only the newest `keep` remain."""
-    unfinished = output / f"checkpoint-{step:08d}.partial"
-    accelerator.save_state(unfinished)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        whole = unfinished.with_suffix("")
-        if not whole.exists():
-            os.replace(unfinished, whole)
-        for path in sorted(output.glob("checkpoint-????????"))[:-keep]:
-            shutil.rmtree(path)
-    accelerator.wait_for_everyone()
-
-
-def newest_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
-    return max(output.glob("checkpoint-????????"), default=None)

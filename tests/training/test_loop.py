@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from ecgformers.datasets_scripts.preparing import Augmentation, record_rng
 from ecgformers.modeling.losses_ecg import contrastive_loss
 from ecgformers.training import diagnostics, loop
+from ecgformers.training.checkpoints import find_checkpoint, replace_folder
 from ecgformers.training.diagnostics import CollapseError, CollapseWatch, check_gather, embedding_spread
 from ecgformers.training.loading import crop_report, epoch_batches, map_batches
 from ecgformers.training.loop import (
@@ -27,8 +28,6 @@ from ecgformers.training.loop import (
     NonFiniteError,
     learning_rate_factor,
     make_accelerator,
-    newest_checkpoint,
-    replace_folder,
     train,
 )
 
@@ -87,10 +86,10 @@ def run(tmp_path, data=None, score=None, save_model=save, **changes) -> Path:
     options = {"epochs": 4, "batch_size": 16, "learning_rate": 1e-2, "warmup_steps": 2, "log_steps": 2}
     loop_settings = LoopSettings(output=str(tmp_path / "run"), **(options | changes))
     accelerator = make_accelerator(loop_settings)
-    scores = iter(score) if score else None
+    scores = iter([] if score is None or callable(score) else score)
 
     def evaluate(model):
-        return {"score": next(scores) if scores else 0.0}
+        return {"score": score(model) if callable(score) else next(scores, 0.0)}
 
     data = data or Pairs()
     batches = map_batches(data, lambda _: collate, loop_settings.batch_size, seed=0)
@@ -184,7 +183,7 @@ def test_only_the_newest_checkpoints_remain_and_partial_ones_do_not_count(tmp_pa
     found = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     assert found == ["checkpoint-00000015", "checkpoint-00000016"]
     (tmp_path / "run" / "checkpoint-00000099.partial").mkdir()
-    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-00000016"
+    assert find_checkpoint(Accelerator(), tmp_path / "run", resume=True).name == "checkpoint-00000016"
 
 
 def test_accumulation_is_one_step_of_several_batches(tmp_path):

@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from synthetic import write_dataset
 
+from ecgformers.training.checkpoints import RESUME_ME
+
 SETTINGS = {
     "processor": {"sampling_rate": 100, "num_samples": 400, "normalization": "min_max"},
     "augmentation": {"lead_drop": 0.5, "shift": 0.5, "scale": 0.1, "noise": 0.01},
@@ -57,7 +59,7 @@ def config(tmp_path_factory) -> Path:
     return folder / "config.yaml"
 
 
-def start(config: Path, output: Path, *overrides: str) -> subprocess.Popen:
+def start(config: Path, output: Path, *overrides: str, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "ecgformers.training.pretrain_ecg", "--config", str(config)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
@@ -66,6 +68,7 @@ def start(config: Path, output: Path, *overrides: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **options,
     )
 
 
@@ -103,3 +106,17 @@ def test_killed_three_times_and_resumed(config, uninterrupted, workers):
     best, resumed_best = (load_file(folder / "best" / "model.safetensors") for folder in (uninterrupted, output))
     assert all(torch.equal(best[name], resumed_best[name]) for name in best)
     assert len(list(output.glob("checkpoint-*"))) == SETTINGS["loop"]["keep"]
+
+
+def test_a_recipe_with_workers_whose_process_group_is_terminated(config, uninterrupted):
+    output = config.parent / "terminated"
+    process = start(config, output, "loop.workers=2", start_new_session=True)
+    while not list(output.glob("checkpoint-????????")) and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    printed, _ = process.communicate()
+    assert process.returncode == RESUME_ME, printed
+    assert "stopped by SIGTERM" in printed and "Traceback" not in printed
+    finish(start(config, output, "loop.workers=2"))
+    expected, resumed = (load_file(folder / LAST / "model.safetensors") for folder in (uninterrupted, output))
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
