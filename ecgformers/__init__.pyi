@@ -23,5 +23,6 @@ from .modeling.reading_ecg import read_ecg as read_ecg
 from .modeling.record_ecg import EcgReadError as EcgReadError
 from .modeling.record_ecg import EcgRecord as EcgRecord
 from .modeling.rhythm_ecg import heart_rate as heart_rate
+from .modeling.writing_ecg import write_ecg as write_ecg
 
 __version__: str

@@ -5,13 +5,16 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .leads_ecg import lead_name
 
 # The reading budget, as bytes of signal in float64: a record may unfold to the first of these, or to this many times
 # what its file takes on the disk, and in no case to more than the last, which holds 24 h of 12 leads at 500 Hz.
@@ -21,6 +24,8 @@ MAX_BYTES = 1 << 32
 
 # Of a row of a data set that `datasets_scripts` built; the signal in them is (samples, leads), as stored.
 SIGNAL_COLUMNS = ("signal", "gain", "baseline", "units", "lead_names", "sampling_rate")
+
+_BY_LEAD = ("units", "gain", "baseline")
 
 MIN_RATE, MAX_RATE = 1.0, 1e6  # Hz; what lies outside is a rate in another unit, or damage
 
@@ -38,9 +43,9 @@ class EcgReadError(ValueError):
     """The content of a source is damaged, ambiguous or not an ECG; the message names the source and the remedy."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EcgRecord:
-    """One ECG recording.
+    """One ECG recording: `record["II"]`, `record[["I", "II"]]`, `record[2.5:5]` (seconds), `record["II", 2.5:5]`.
 
     Attributes:
         signal: (leads, samples) float64 (float32 where the source is float32), in millivolts; NaN = not measured.
@@ -49,7 +54,7 @@ class EcgRecord:
         units: the unit each lead had in the source, before the conversion to millivolts.
         source: where the record came from; names it in messages.
         metadata: what else the source says: `comments` of a WFDB header, `left_out` (channels that are no ECG or were
-            not chosen, and why), `annotations` (see `wfdb_ecg.read_annotations`).  Nothing that names the patient,
+            not chosen, and why), `annotations` (seconds and symbols).  Nothing that names the patient,
             unless it was read with `keep_patient=True`, which adds `patient`.
         gain, baseline: of integers in the source, one each a lead: integer = value in `units` * gain + baseline.
 
@@ -82,6 +87,76 @@ class EcgRecord:
     def duration(self) -> float:
         """Length of the recording in seconds."""
         return self.signal.shape[1] / self.sampling_rate
+
+    def __repr__(self) -> str:
+        leads = " ".join(self.lead_names[:12]) + (" ..." if len(self.lead_names) > 12 else "")
+        return f"EcgRecord({leads}; {self.sampling_rate:g} Hz, {self.duration:g} s; {self.source!r})"
+
+    def __getitem__(self, key: Any) -> "EcgRecord":
+        """The leads with these names, the part between these seconds, or both.
+
+        Raises:
+            KeyError: there is no such lead.
+            IndexError: there is nothing between these seconds.
+        """
+        names, seconds = self.lead_names, slice(None)
+        if isinstance(key, slice):
+            seconds = key
+        elif isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], slice):
+            names, seconds = key
+        else:
+            names = key
+        wanted = [lead_name(name) for name in ([names] if isinstance(names, str) else names)]
+        absent = [name for name in wanted if name not in self.lead_names]
+        if absent:
+            raise KeyError(f"{self.source}: has no lead {', '.join(absent)} among {', '.join(self.lead_names)}")
+        rows = [self.lead_names.index(name) for name in wanted]
+        start, stop = seconds.start or 0, self.duration if seconds.stop is None else min(seconds.stop, self.duration)
+        first, last = round(start * self.sampling_rate), round(stop * self.sampling_rate)
+        if not 0 <= first < last or seconds.step is not None:
+            raise IndexError(f"{self.source}: has no part from {start:g} to {stop:g} s; it lasts {self.duration:g} s")
+        metadata = dict(self.metadata)
+        if "annotations" in metadata:
+            begin = first / self.sampling_rate
+            metadata["annotations"] = tuple(
+                (time - begin, symbol) for time, symbol in metadata["annotations"] if start <= time < stop
+            )
+        return replace(
+            self,
+            signal=self.signal[rows, first:last],
+            lead_names=tuple(wanted),
+            metadata=metadata,
+            **{name: tuple(getattr(self, name)[row] for row in rows) for name in _BY_LEAD if getattr(self, name)},
+        )
+
+    def resample(self, sampling_rate: float) -> "EcgRecord":
+        """The recording at another rate; around samples that were not measured, nothing is."""
+        from .filtering_ecg import resample
+
+        check_sampling_rate(sampling_rate, self.source)
+        missing = np.isnan(self.signal)
+        times = np.arange(self.signal.shape[1])
+        bridged = self.signal.copy()
+        for row, gaps in zip(bridged, missing, strict=True):
+            if gaps.any():
+                row[gaps] = 0 if gaps.all() else np.interp(times[gaps], times[~gaps], row[~gaps])
+        signal = resample(bridged, self.sampling_rate, sampling_rate)
+        if missing.any():
+            places = np.arange(signal.shape[1]) * (self.sampling_rate / sampling_rate)
+            for place in (np.floor(places), np.ceil(places)):
+                signal[missing[:, np.minimum(place.astype(int), times[-1])]] = np.nan
+        return replace(self, signal=signal, sampling_rate=sampling_rate, gain=(), baseline=())
+
+    def plot(self, **options: Any) -> Any:
+        """`plotting_ecg.plot_ecg` of this recording."""
+        from .plotting_ecg import plot_ecg
+
+        return plot_ecg(self, **options)
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.plot().savefig(content, format="png", dpi=80)
+        return content.getvalue()
 
 
 class RawEcg(NamedTuple):
