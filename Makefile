@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint fuzz
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,3 +23,6 @@ lint: $(VENV)/installed  ## style, and types in an installed copy: type checkers
 	rm -rf build $(VENV)/typed
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(VENV)/typed .
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy --package ecgformers
+
+fuzz: $(VENV)/installed  ## mutated files of every format, about an hour: 15,000 of each
+	ECGFORMERS_FUZZ_EXAMPLES=15000 $(BIN)/python -m pytest tests/fuzz

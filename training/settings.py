@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from ecgformers.options import Options, option, parse
 
 Settings = TypeVar("Settings")
+_PLAIN = (int, float, str, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,12 @@ def parse_settings(
     try:
         args = parse(RecipeOptions, doc, arguments)
         if args.config is not None:
-            sections = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+            sections = _read_yaml(args.config)
             if not isinstance(sections, dict) or section not in sections:
                 raise ValueError(f"{args.config} has no section '{section}'")
             values = sections[section] or {}
+            if not isinstance(values, dict):
+                raise ValueError(f"{args.config}: section '{section}' holds no settings, but {values!r:.40}")
         for override in args.overrides:
             key, equals, text = override.partition("=")
             if not equals:
@@ -59,15 +62,26 @@ def parse_settings(
         raise SystemExit(2) from None
 
 
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+
+
 def _put(values: dict[str, Any], keys: list[str], value: Any):
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], 1):
         values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{'.'.join(keys[:depth])} is {values!r:.40} and has no settings of its own")
     values[keys[-1]] = value
 
 
 def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: str = "model."):
     """Raise `ValueError` for fields that a configuration does not have: it would keep them, and nobody read them."""
     known = config().to_dict()
+    if not isinstance(values, dict):
+        raise ValueError(f"{where.removesuffix('.')} must hold settings, not {values!r:.40}")
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
@@ -81,8 +95,10 @@ def build(kind: type[Settings], values: dict[str, Any], where: str = "") -> Sett
     """A (nested) settings dataclass from nested mappings.
 
     Raises:
-        ValueError: for keys that it does not have, or lacks.
+        ValueError: for keys that it does not have, or lacks, and for a value of the wrong type.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where.removesuffix('.')} must hold settings, not {values!r:.40}")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = [f"{where}{key}" for key in values if key not in fields]
     if unknown:
@@ -103,4 +119,10 @@ def build(kind: type[Settings], values: dict[str, Any], where: str = "") -> Sett
     numbers = {  # YAML reads 1e-4 as a string
         name: float(value) for name, value in values.items() if isinstance(value, str) and fields[name].type is float
     }
-    return kind(**(values | nested | numbers))
+    values = values | nested | numbers
+    for name, value in values.items():
+        wanted = fields[name].type
+        fits = isinstance(value, int | float if wanted is float else wanted) if wanted in _PLAIN else True
+        if not fits or (isinstance(value, bool) and wanted in (int, float)):
+            raise ValueError(f"{where}{name} must be of type {wanted.__name__}, not {value!r:.40}")  # type: ignore[union-attr]
+    return kind(**values)

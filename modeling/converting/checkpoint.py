@@ -34,11 +34,17 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a `.safetensors` file or a PyTorch checkpoint (a Lightning one too), without running its pickle.
 
     Raises:
-        ValueError: the file holds something else than named tensors.
+        ValueError: the file is damaged, or holds something else than named tensors.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch meets what is no checkpoint with errors of many classes
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(f"{path}: is no checkpoint that can be read without running it: {reason}") from error
     state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise ValueError(f"{path} is no plain state dict: it must map names to tensors")
