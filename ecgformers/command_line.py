@@ -359,6 +359,46 @@ _others(
 )
 
 
+Repo = Annotated[str, typer.Option(help="on the Hub", metavar="ORG/NAME")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, list what would go, send nothing")]
+MayPublish = Annotated[
+    bool, typer.Option("--i-may-publish", help="the licence of what is not my own lets me publish it")
+]
+
+
+@app.command("publish", epilog="Example: ecgformers publish model_cards/melp-tiny-ptb-xl --repo ORG/NAME --dry-run")
+def publish_model(
+    model_dir: Annotated[Path, typer.Argument(help="a model's folder, with its card")],
+    repo: Repo,
+    private: Annotated[bool, typer.Option("--private", help="create a private repo")] = False,
+    dry_run: DryRun = False,
+    i_may_publish: MayPublish = False,
+) -> None:
+    """Send a model to the Hub, in one commit.
+
+    Weights, processor, code, card and results; everybody can load it, with or without ecgformers.  Refused are
+    pickles, NaN, a card without licence or limits, and code that does not work in a clean process.
+    """
+    from ecgformers.publishing import publish
+
+    _quieten()
+    url = publish(model_dir, repo, private, dry_run, i_may_publish, say=typer.echo)
+    typer.echo(f"{repo}: nothing was sent" if url is None else url)
+
+
+@app.command(epilog="Example: ecgformers publish-data ptb_xl --repo ORG/NAME")
+def publish_data(
+    folder: Annotated[Path, typer.Argument(help="a data set that `ecgformers data NAME build` built")],
+    repo: Repo,
+    public: Annotated[bool, typer.Option("--public", help="create a public repo, not a private one")] = False,
+    i_may_publish: MayPublish = False,
+) -> None:
+    """Send a built data set to the Hub, in one commit."""
+    from ecgformers.datasets_scripts.publishing import push
+
+    typer.echo(push(folder, repo, public=public, i_may_publish=i_may_publish))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error is one line and an exit code."""
     from ecgformers.options import UsageError
@@ -437,14 +477,20 @@ def _answers(run: Any, files: Sequence[str], batch_size: int, **options: Any) ->
 def load_pipeline(task: str, model: str, device: str | None = None) -> Any:
     """The pipeline of a folder or repo, with the code of this package rather than the repo's."""
     from transformers import pipeline
-    from transformers.utils import logging
 
     from ecgformers.modeling.pipelines_ecg import PIPELINES
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _quieten()
     (pipeline_class,) = [each for each in PIPELINES if each.task_name == task]
     return pipeline(task, model=_existing(model), device=device, pipeline_class=pipeline_class)
+
+
+def _quieten() -> None:
+    """Bars and reports of loading are for those who load."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _labels(labels: str) -> list[str] | dict[str, list[str]]:

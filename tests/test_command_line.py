@@ -18,7 +18,10 @@ from ecgformers import __version__, command_line, read_ecg
 MELP = str(Path(__file__).parents[1] / "model_cards" / "melp-tiny-ptb-xl")
 DICOM_ECG = str(get_testdata_file("waveform_ecg.dcm", download=False))
 LABELS = ["normal ecg", "atrial fibrillation"]
-COMMANDS = ("describe", "check", "plot", "classify", "report", "embed", "train", "evaluate", "data", "convert")
+COMMANDS = (
+    *("describe", "check", "plot", "classify", "report", "embed"),
+    *("train", "evaluate", "data", "convert", "publish", "publish-data"),
+)
 
 
 @pytest.fixture

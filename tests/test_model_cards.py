@@ -22,6 +22,7 @@ from ecgformers.datasets_scripts.ecg_folder import EcgFolder
 from ecgformers.evaluation import zero_shot
 from ecgformers.evaluation.tasks import TASKS, prompts
 from ecgformers.modeling.pipelines_ecg import prompt_scores, tasks_of
+from ecgformers.publishing import card_faults
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 FOLDERS = sorted(path.parent for path in CARDS.glob("*/config.json"))
@@ -43,6 +44,7 @@ def test_a_folder_is_whole_small_and_safe(folder):
         names.remove("generation_config.json")
     assert names == {
         "README.md",
+        "TRIALS.md",
         "config.json",
         "model.safetensors",
         "processor_config.json",
@@ -50,6 +52,7 @@ def test_a_folder_is_whole_small_and_safe(folder):
         "tokenizer_config.json",
     }
     assert (folder / "model.safetensors").stat().st_size <= 25e6
+    assert not card_faults(folder / "README.md")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\n") and "Not a medical device" in card
 
