@@ -5,7 +5,7 @@
 
 Every line of the table is a recording, found by `--path-column` (relative to the data folder; WFDB records with or
 without their extension) or by `--id-column` (the name of a file at any depth, without its extension).  All other
-columns are optional.  WFDB recordings are kept as the integers they are, others (DICOM, MAT, npy, npz) as float32
+columns are optional.  WFDB recordings are kept as the integers they are, others (DICOM, CSV, MAT, ...) as float32
 millivolts.  The first readable recording decides about leads and type; those that differ are rejected: build them as
 a data set of their own, or, to have WFDB and others in one, pass `--dtype float32`.
 """
