@@ -110,7 +110,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     `EcgQualityError` that names the record, the lead and the remedy.
     """
 
-    _auto_class = "AutoFeatureExtractor"  # what register_for_auto_class would set, and load torch for it
+    _auto_class: Any = "AutoFeatureExtractor"  # what register_for_auto_class would set, and load torch for it
     model_input_names = ["input_values", "lead_mask", "sample_mask"]
     padding_value = 0.0  # asked for by pipelines when they batch
 
