@@ -32,8 +32,8 @@ def plot_ecg(
 ) -> "Figure":
     """Ten seconds of an ECG on paper with a 1 mm and 5 mm grid: 25 mm/s and 10 mm/mV when printed at full size.
 
-    Every lead is centred on its median and otherwise unfiltered; NaN are gaps.  Save the figure with
-    `figure.savefig("ecg.pdf")`.
+    Every lead is centred on its median and otherwise unfiltered; NaN are gaps; annotations stand above the lowest
+    row.  Save the figure with `figure.savefig("ecg.pdf")`.
 
     Args:
         record: what to draw.
@@ -76,6 +76,8 @@ def plot_ecg(
     for i, row in enumerate(rows):
         _draw_row(axes, record, row, start, baseline=paper[1] - (i + 0.5) * pitch, top=paper[1] - i * pitch)
 
+    _draw_annotations(axes, record, start, pitch)
+
     shown = min(SECONDS, record.duration - start)
     facts = [f"{start:g} to {start + shown:g} s of {record.duration:g} s", f"{record.sampling_rate:g} Hz"]
     facts += [] if heart_rate is None else [f"{heart_rate:.0f} beats/min"]
@@ -86,6 +88,15 @@ def plot_ecg(
     axes.text(0, -6, "25 mm/s     10 mm/mV     unfiltered, each lead centred on its median", fontsize=8, **text)
     axes.text(paper[0], -6, "Research use only, not a medical device", fontsize=8, ha="right", **text)
     return figure
+
+
+def _draw_annotations(axes, record: EcgRecord, start: float, pitch: float) -> None:
+    """The symbols of `metadata["annotations"]` above the lowest row, which is ten seconds long in any layout."""
+    for time, symbol in record.metadata.get("annotations", ()):
+        if 0 <= time - start < SECONDS:
+            place = PULSE + (time - start) * MM_PER_SECOND, pitch - 4
+            style = {"fontsize": 8, "color": "#1f4e9c", "ha": "center", "va": "top", "parse_math": False}
+            axes.text(*place, symbol, gid="annotation", zorder=3, **style)
 
 
 def _draw_row(axes, record: EcgRecord, row: list, start: float, baseline: float, top: float) -> None:

@@ -23,7 +23,7 @@ from .matlab_ecg import read_matlab, starts_matlab
 from .numpy_ecg import read_npy, read_npz
 from .record_ecg import SIGNAL_COLUMNS, EcgReadError, EcgRecord, RawEcg, as_array, row_to_record, to_millivolts
 from .tables_ecg import looks_like_text, read_frame, read_parquet, read_text_table
-from .wfdb_ecg import header_path, read_wfdb
+from .wfdb_ecg import header_path, read_annotations, read_wfdb
 
 
 def read_ecg(
@@ -39,6 +39,7 @@ def read_ecg(
     verify_checksum: bool = True,
     keep_patient: bool = False,
     max_bytes: int | None = None,
+    annotations: str | None = None,
 ) -> EcgRecord:
     """Read an ECG from any source.
 
@@ -76,6 +77,8 @@ def read_ecg(
         keep_patient: put what the source says of the patient (name, id, age, ...) into `metadata`.
         max_bytes: how much the signal may take in memory; by default 100 times its file, or 256 MiB if that is more,
             and 4 GiB at most.
+        annotations: ending of a WFDB annotation file beside the record, e.g. `"atr"`; seconds and symbols go into
+            `metadata["annotations"]`, and `plot_ecg` shows them.
 
     Returns:
         The record, standard leads under their standard names, other leads under the source's.  Samples a source marks
@@ -93,7 +96,7 @@ def read_ecg(
         if not (lead_names is sampling_rate is units is leads is channels is None):
             raise EcgReadError(f"{source.source}: is an EcgRecord already; change it with dataclasses.replace")
         return source
-    options = ReadOptions(dataset, index, verify_checksum, keep_patient, max_bytes)
+    options = ReadOptions(dataset, index, verify_checksum, keep_patient, max_bytes, annotations)
     label, raw = _read_any(source, options)
     if "format" in raw.metadata and lead_names is leads is channels is None:
         names = [lead_name(name) for name in raw.lead_names]
@@ -102,6 +105,8 @@ def read_ecg(
             raise EcgReadError(
                 f"{label}: none of its channels ({listed}) has the name of a standard lead: pass leads="
             )
+    if annotations is not None and "annotations" not in raw.metadata:
+        raise EcgReadError(f"{label}: annotations= is of WFDB records alone")
     said = describe(
         raw,
         label,
@@ -137,6 +142,7 @@ class ReadOptions(NamedTuple):
     verify_checksum: bool
     keep_patient: bool
     max_bytes: int | None
+    annotations: str | None
     unpacked: bool = False  # from an archive
 
 
@@ -179,7 +185,10 @@ def _read_path(name: str, options: ReadOptions) -> RawEcg:
     path = Path(name)
     header = header_path(path)
     if header.is_file():
-        return read_wfdb(header, options.verify_checksum, options.max_bytes, options.keep_patient)
+        raw = read_wfdb(header, options.verify_checksum, options.max_bytes, options.keep_patient)
+        if options.annotations is None:
+            return raw
+        return raw._replace(metadata={**raw.metadata, "annotations": read_annotations(header, options.annotations)})
     if not path.is_file():
         raise FileNotFoundError(f"{name}: there is no such file, nor {header}")
     with path.open("rb") as file:

@@ -98,6 +98,33 @@ def read_wfdb(path: Path, verify_checksum: bool = True, max_bytes: int | None = 
     return _to_physical(_read_digital(header, verify_checksum, max_bytes))
 
 
+def read_annotations(path: Path, extension: str) -> tuple[tuple[float, str], ...]:
+    """The annotations beside the header `path` ("atr" are those of the beats): seconds and symbols, through wfdb.
+
+    Raises:
+        EcgReadError: the file is damaged, or the header gives no rate.
+        OSError: it is missing.
+    """
+    rate = read_wfdb_header(path).frame_rate
+    _sibling(path, f"{path.stem}.{extension}")
+    if not rate:
+        raise EcgReadError(f"{path}: does not say the sampling rate, by which annotations are placed in time")
+    try:  # transformers takes an import outside a try block for a requirement of every model on the Hub
+        import wfdb
+
+        found = wfdb.rdann(str(path.with_suffix("")), extension)
+    except ImportError:
+        raise
+    except Exception as error:  # wfdb meets damaged files with errors of many classes
+        raise EcgReadError(
+            f"{path.with_suffix(f'.{extension}')}: is not a readable annotation file: {error}"
+        ) from error
+    return tuple(
+        (sample / (found.fs or rate), symbol)
+        for sample, symbol in zip(found.sample.tolist(), found.symbol, strict=True)
+    )
+
+
 def read_digital_wfdb(path: Path, verify_checksum: bool = True) -> DigitalWfdb:
     """The record whose header is `path`, in integers.
 

@@ -8,6 +8,7 @@ import pydicom
 import pytest
 import soundfile
 import torch
+import wfdb
 from ecg_files import (
     COUNTS,
     IDENTITY,
@@ -26,6 +27,7 @@ from ecg_files import (
 
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
+from ecgformers.modeling.plotting_ecg import plot_ecg
 from ecgformers.modeling.reading_ecg import read_ecg
 from ecgformers.modeling.record_ecg import EcgReadError
 
@@ -416,3 +418,23 @@ def test_the_patient_stays_outside_unless_asked_for(tmp_path):
     path = write_wfdb(tmp_path, standard_channels(), comments=comments)
     assert read_ecg(path).metadata["comments"] == ("Age: 60", "Dx: 426783006")
     assert read_ecg(path, keep_patient=True).metadata["comments"] == tuple(comments)
+
+
+# ---- annotations
+
+
+def test_annotations_are_read_and_drawn_where_asked_for(tmp_path):
+    path = write_wfdb(tmp_path, standard_channels())
+    wfdb.wrann("rec", "atr", np.array([100, 350]), symbol=["N", "V"], fs=RATE, write_dir=str(tmp_path))
+    assert "annotations" not in read_ecg(path).metadata
+    record = read_ecg(path, annotations="atr")
+    assert record.metadata["annotations"] == ((0.2, "N"), (0.7, "V"))
+    marks = [text for text in plot_ecg(record).axes[0].texts if text.get_gid() == "annotation"]
+    assert [text.get_text() for text in marks] == ["N", "V"]
+    assert marks[1].get_position()[0] - marks[0].get_position()[0] == pytest.approx(0.5 * 25)  # 25 mm/s
+    with pytest.raises(FileNotFoundError, match=r"rec\.qrs is missing"):
+        read_ecg(path, annotations="qrs")
+    with pytest.raises(EcgReadError, match="does not lie in the record's own folder"):
+        read_ecg(path, annotations="/../../secret")
+    with pytest.raises(EcgReadError, match="of WFDB records alone"):
+        read_ecg(MILLIVOLTS, annotations="atr", **DESCRIBED)
