@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from ecgformers.datasets_scripts.tables import inside
 from ecgformers.evaluation.leaderboard_figure import leaderboard_figure
 from ecgformers.evaluation.options import LeaderboardOptions, short_name
 from ecgformers.evaluation.tables import RESEARCH_USE, read_json, write_json
@@ -67,6 +68,8 @@ def run(options: LeaderboardOptions) -> list[dict[str, Any]]:
         if outcome.get("state") == state and (options.output / outcome.get("result", "none")).is_file():
             continue
         print(f"{number} of {len(cells)}: {cell.name}", flush=True)
+        if "result" in outcome:  # of other options, or of another model under this name
+            inside(options.output, outcome["result"]).unlink(missing_ok=True)
         done[cell.name] = {"state": state, **evaluate(cell)}
         write_json(record, done)
         write_leaderboard(options.output, cells, done)

@@ -65,7 +65,7 @@ class Table:
     def __post_init__(self):
         self.notes = [*self.data.notes, *self.notes]
         path = self.options.output / f"{self.name}.json"
-        if path.exists() and (other := read_json(path).get("model")) != self.options.model:
+        if path.exists() and not _is_same_model(other := read_json(path).get("model", ""), self.options.model):
             raise FileExistsError(f"{path} is of {other}, not of {self.options.model}: choose another --output")
 
     @property
@@ -181,6 +181,11 @@ class ClassificationTable(Table):
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"targets": self.data.targets, **super().arrays()}
+
+
+def _is_same_model(one: str, other: str) -> bool:
+    """Whether two names are equal, or of the same folder."""
+    return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
 
 
 def provenance(options: Options) -> dict[str, Any]:

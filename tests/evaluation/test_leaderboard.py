@@ -1,12 +1,13 @@
 """The leaderboard: every cell once, again only where something changed, and a leaderboard that names what failed."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
 import pytest
 import yaml
-from small_evaluation import evaluation_rows, write_melp, write_melp_encoder, write_rows
+from small_evaluation import evaluation_rows, write_echoing_ecg, write_melp, write_melp_encoder, write_rows
 
 from ecgformers.evaluation import leaderboard, linear_probe
 from ecgformers.evaluation.leaderboard_figure import leaderboard_figure
@@ -203,3 +204,17 @@ def test_where_nothing_succeeds_the_command_fails(config, tmp_path):
     with pytest.raises(SystemExit, match=r"no evaluation has a result: .*leaderboard\.md says why"):
         run_command(lambda: leaderboard.main(command))
     assert "there is no folder" in (tmp_path / "results" / "leaderboard.md").read_text()
+
+
+def test_another_model_under_the_same_name_is_evaluated_anew(config, tmp_path):
+    content = yaml.safe_load(config.read_text())
+    content["models"] = {"mine": write_melp(tmp_path / "first" / "best")}
+    content["evaluations"] = {"zero-shot": content["evaluations"]["zero-shot"]}
+    command = ["--config", str(config), "--output", str(tmp_path / "results")]
+    config.write_text(yaml.safe_dump(content))
+    leaderboard.main(command)
+    content["models"] = {"mine": write_echoing_ecg(tmp_path / "second" / "best")}
+    config.write_text(yaml.safe_dump(content))
+    assert all("second/best" in line["command"] for line in leaderboard.main(command))
+    (result,) = (tmp_path / "results" / "mine" / "zero-shot").glob("*.json")
+    assert json.loads(result.read_text())["model"].endswith("second/best")

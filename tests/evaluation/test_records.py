@@ -190,6 +190,9 @@ def test_no_model_replaces_the_results_of_another(data, tmp_path):
     with pytest.raises(FileExistsError, match=r"_one\.json is of org/one, not of other/one: choose another --output"):
         write("other/one")
     assert paths[0].read_text() == before
+    (tmp_path / "folder").mkdir()
+    same = [str(tmp_path / "folder"), str(tmp_path / "folder" / ".." / "folder")]
+    assert write(same[0]) == write(same[1])
     paths[1].write_text(before[:50])
     with pytest.raises(ValueError, match=r"_two\.json is no whole JSON file"):
         write("two")
