@@ -137,6 +137,10 @@ def write_slices(options: ClassifierOptions, data: TaskData, runs: Sequence[np.n
     sexes = np.array([sex or "" for sex in rows["sex"]])
     slices = {sex: sexes == sex for sex in sorted(set(sexes) - {""})}
     slices |= {name: (ages >= low) & (ages < high) for name, (low, high) in AGES.items()}
+    slices = {name: chosen for name, chosen in slices.items() if chosen.any()}
+    if not slices:
+        print("No record tells age or sex: there are no figures by them.")
+        return
     header = ("records", *TASK_NAMES)
     lines = [f"| | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
     figures: dict[str, dict[str, Any]] = {}

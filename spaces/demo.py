@@ -21,7 +21,14 @@ import torch
 from pydicom.data import get_testdata_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
-from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from ecgformers.evaluation.tasks import TASKS, prompts
@@ -31,7 +38,7 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import MELP_LEADS
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.modeling_melp import MelpModel
-from ecgformers.modeling.pipelines_ecg import prompt_scores
+from ecgformers.modeling.pipelines_ecg import EcgClassificationPipeline, prompt_scores, tasks_of
 from ecgformers.modeling.plotting_ecg import plot_ecg
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.reading_ecg import read_ecg
@@ -119,6 +126,20 @@ def show_findings(folder: Path, record: EcgRecord):
     print("  Scores are similarities with texts, not probabilities; the report is generated text.")
 
 
+def show_classes(folder: Path, record: EcgRecord):
+    """What a trained classifier finds: labels whose probability reaches their threshold, and groups of labels."""
+    classifier = pipeline("ecg-classification", model=str(folder), device="cpu")
+    config = classifier.model.config
+    thresholds = getattr(config, "thresholds", None) or [0.5] * config.num_labels
+    least = {config.id2label[index]: threshold for index, threshold in enumerate(thresholds)}
+    found = [entry for entry in classifier(record) if entry["score"] >= least[entry["label"]]]
+    print("  findings      " + ("  ".join(f"{entry['label']} {entry['score']:.2f}" for entry in found) or "none"))
+    for level in getattr(config, "groups", None) or ():
+        groups = classifier(record, level=level, top_k=5)
+        print(f"  {level:<13} " + "  ".join(f"{entry['label']} {entry['score']:.2f}" for entry in groups))
+    print("  Scores are probabilities, calibrated on recordings like those of the training data.")
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ecg", help="any recording that read_ecg reads")
@@ -138,8 +159,11 @@ def main(arguments: list[str] | None = None):
     trained = sorted(path.parent for path in args.models.glob("*/config.json"))
     for folder in trained:
         print(f"{folder.name}:")
-        show_embedding(folder, record)
-        show_findings(folder, record)
+        if EcgClassificationPipeline.task_name in tasks_of(AutoConfig.from_pretrained(folder)):
+            show_classes(folder, record)
+        else:
+            show_embedding(folder, record)
+            show_findings(folder, record)
     if not trained:
         print(f"No trained model in {args.models}: these weights are random, and their numbers mean nothing.")
         with tempfile.TemporaryDirectory() as folder:

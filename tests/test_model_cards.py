@@ -14,18 +14,25 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
+    pipeline,
 )
 
 from ecgformers import read_ecg
 from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.ecg_folder import EcgFolder
-from ecgformers.evaluation import zero_shot
-from ecgformers.evaluation.tasks import TASKS, prompts
+from ecgformers.evaluation import classifier, zero_shot
+from ecgformers.evaluation.encoders import extract_features
+from ecgformers.evaluation.records import load_task
+from ecgformers.evaluation.scoring import statement_scores
+from ecgformers.evaluation.tasks import TASKS, prompts, words
+from ecgformers.metrics.ranking import auroc, macro
 from ecgformers.modeling.pipelines_ecg import prompt_scores, tasks_of
 from ecgformers.publishing import card_faults
 
 CARDS = Path(__file__).parents[1] / "model_cards"
-FOLDERS = sorted(path.parent for path in CARDS.glob("*/config.json"))
+CLASSIFIERS = sorted(path.parent for path in CARDS.glob("*-classifier/config.json"))
+FOLDERS = sorted({path.parent for path in CARDS.glob("*/config.json")} - {*CLASSIFIERS})
+DICOM_ECG = str(get_testdata_file("waveform_ecg.dcm", download=False))
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
@@ -33,9 +40,16 @@ def folder(request) -> Path:
     return request.param
 
 
+@pytest.fixture(params=CLASSIFIERS, ids=lambda folder: folder.name)
+def classifier_folder(request) -> Path:
+    return request.param
+
+
 def test_models_ship():
-    assert {folder.name for folder in FOLDERS} == {path.parent.name for path in CARDS.glob("*/README.md")}
-    assert FOLDERS
+    assert {folder.name for folder in (*FOLDERS, *CLASSIFIERS)} == {
+        path.parent.name for path in CARDS.glob("*/README.md")
+    }
+    assert FOLDERS and CLASSIFIERS
 
 
 def test_a_folder_is_whole_small_and_safe(folder):
@@ -55,6 +69,30 @@ def test_a_folder_is_whole_small_and_safe(folder):
     assert not card_faults(folder / "README.md")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\n") and "Not a medical device" in card
+
+
+def test_a_classifier_is_whole_small_and_safe(classifier_folder):
+    names = {path.name for path in classifier_folder.iterdir() if path.suffix != ".py"}
+    assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert (classifier_folder / "model.safetensors").stat().st_size <= 25e6
+    card = (classifier_folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n") and "Not a medical device" in card
+
+
+def test_a_classifier_answers_in_words(classifier_folder):
+    """Pydicom's recording: sinus rhythm at 61 a minute, nothing else to be seen."""
+    answer = pipeline("ecg-classification", model=str(classifier_folder), device="cpu")
+    found = answer(DICOM_ECG)
+    assert found[0]["label"] in ("sinus rhythm", "normal ECG") and {entry["label"] for entry in found[:2]} == {
+        "sinus rhythm",
+        "normal ECG",
+    }
+    config = AutoConfig.from_pretrained(classifier_folder)
+    assert {entry["label"] for entry in found} == set(words(TASKS["ptbxl_all"]).values())
+    assert all(0 <= entry["score"] <= 1 for entry in found)
+    threshold = dict(zip(config.id2label.values(), config.thresholds, strict=True))
+    assert "sinus rhythm" in {entry["label"] for entry in found if entry["score"] >= threshold[entry["label"]]}
+    assert answer(DICOM_ECG, level="superclass")[0]["label"] == "normal ECG"
 
 
 def test_a_normal_ecg_is_called_normal(folder):
@@ -100,6 +138,21 @@ def fold_9(ptb_xl_dir, tmp_path_factory) -> Path:
     labels = {"label_columns": "super_NORM:ISCAS", "fold_column": "strat_fold", "test_folds": "9"}
     build(EcgFolder(**columns, **labels, table="fold_9.csv", data_dir=str(source)), source / "built", strict=True)
     return source / "built"
+
+
+def test_classifier_figures_are_those_of_the_card(classifier_folder, fold_9, tmp_path):
+    text = (classifier_folder / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| fold 9")]
+    stated = [float(cell.split()[0]) for cell in rows[0][1:]]
+    data = load_task(str(fold_9), "ptbxl_all").part("test")
+    model = classifier.Classifier(str(classifier_folder), "cpu", ())
+    logits, _ = extract_features(model, data.ecgs, data.rows)
+    found = []
+    for name in classifier.TASK_NAMES:
+        test, takes_part = classifier.task_part(data, name)
+        scores = statement_scores(model.probabilities(logits), test.task)[takes_part]
+        found.append(100 * float(macro(auroc(test.targets, scores))))
+    assert found == pytest.approx(stated, abs=0.06)
 
 
 def test_zero_shot_figures_are_those_of_the_card(folder, fold_9, tmp_path):

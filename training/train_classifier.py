@@ -47,6 +47,7 @@ from ecgformers.training.loading import map_batches
 from ecgformers.training.loop import LoopSettings, decay_groups, make_accelerator, save_with, train
 from ecgformers.training.settings import parse_settings
 
+MIN_POSITIVES = 10
 TASK = TASKS["ptbxl_all"]
 LEVELS = {"superclass": TASKS["ptbxl_super"], "subclass": TASKS["ptbxl_sub"]}
 LEAD_SETS = (
@@ -211,14 +212,18 @@ def parameter_groups(model: StatementsAndGroups, loop: LoopSettings, head_rate: 
 
 
 def calibrate(folder: Path, recordings: Recordings, batch_size: int):
-    """Put temperature and thresholds into a model's config: least cross-entropy, and best F1 of each statement."""
+    """Put temperature and thresholds into a model's config: least cross-entropy, and best F1 of each statement.
+
+    The F1 of a statement with a handful of positives says nothing: its threshold is 0.5.
+    """
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     logits, targets = predict(model, recordings, batch_size), torch.from_numpy(recordings.targets)
     temperatures = torch.logspace(-0.5, 0.5, 201)
     losses = [F.binary_cross_entropy_with_logits(logits / temperature, targets) for temperature in temperatures]
     temperature = float(temperatures[int(torch.stack(losses).argmin())])
     probabilities = (logits / temperature).double().sigmoid().numpy()
-    thresholds = np.nan_to_num(best_thresholds(recordings.targets, probabilities), nan=0.5)  # 0.5: never stated there
+    is_rare = recordings.targets.sum(0) < MIN_POSITIVES
+    thresholds = np.where(is_rare, 0.5, best_thresholds(recordings.targets, probabilities))
     model.config.logit_temperature = round(temperature, 4)
     model.config.thresholds = [round(float(threshold), 4) for threshold in thresholds]
     model.save_pretrained(folder)
@@ -240,7 +245,10 @@ def main(arguments: Sequence[str] | None = None):
         for level, task in LEVELS.items()
     }
     for name, value in settings.encoder.items():
-        setattr(getattr(config, "ecg_config", config), name, value)
+        tower = getattr(config, "ecg_config", config)
+        if not hasattr(tower, name):
+            raise ValueError(f"encoder.{name}: the config of {settings.model}'s ECG tower has no such field")
+        setattr(tower, name, value)
     if settings.random:
         model = AutoModelForSequenceClassification.from_config(config)
     else:

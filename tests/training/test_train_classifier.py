@@ -57,6 +57,7 @@ def test_the_folder_answers_in_words_with_calibrated_probabilities(trained, data
     names = list(words(TASKS["ptbxl_all"]).values())
     assert [config.id2label[index] for index in range(71)] == names
     assert len(config.thresholds) == 71 and config.logit_temperature > 0
+    assert config.thresholds[names.index("paced rhythm")] == 0.5  # nobody has it: no threshold of its own
     answer = pipeline("ecg-classification", model=str(trained), device="cpu")
     records = load_records(data).part("test")
     record = row_to_record(records.ecgs[int(records.rows[0])])
