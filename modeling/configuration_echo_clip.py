@@ -4,6 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, ConvNextConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .sizes_ecg import check_sizes
+
 _VISION = {"depths": (3, 3, 27, 3), "hidden_sizes": (128, 256, 512, 1024), "layer_norm_eps": 1e-6}
 _TEXT = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
 
@@ -38,6 +40,9 @@ class EchoClipConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = CLIPTextConfig(**(_TEXT | (self.text_config or {})))
         super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        check_sizes(self)
 
     def save_pretrained(self, save_directory, **kwargs):
         self.auto_map = {

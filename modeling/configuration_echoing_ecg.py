@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .sizes_ecg import check_sizes
+
 
 @strict
 class EchoingEcgConfig(PreTrainedConfig):
@@ -62,6 +64,7 @@ class EchoingEcgConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
+        check_sizes(self)
         if not len(self.hidden_sizes) == len(self.depths) == len(self.strides):  # type: ignore[arg-type]
             raise ValueError(
                 "hidden_sizes, depths and strides describe the same stages and must be equally long; they have "

@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .sizes_ecg import check_sizes
+
 
 @strict
 class MelpEcgConfig(PreTrainedConfig):
@@ -80,6 +82,7 @@ class MelpEcgConfig(PreTrainedConfig):
     freeze_encoder: bool = False
 
     def validate_architecture(self):
+        check_sizes(self)
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
             raise ValueError(
                 "conv_dim, conv_kernel and conv_stride describe the same blocks and must be equally long; "
@@ -183,6 +186,7 @@ class MelpConfig(PreTrainedConfig):
         )
 
     def validate_architecture(self):
+        check_sizes(self)
         if self.ecg_config.caption_dim != self.text_config.hidden_size:
             raise ValueError(
                 "the decoder attends to the caption tokens: ecg_config.caption_dim "

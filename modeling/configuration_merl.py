@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .sizes_ecg import check_sizes
+
 
 @strict
 class MerlConfig(PreTrainedConfig):
@@ -74,6 +76,7 @@ class MerlConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
+        check_sizes(self)
         if not len(self.hidden_sizes) == len(self.depths) == len(self.strides):
             raise ValueError(
                 "hidden_sizes, depths and strides describe the same stages and must be equally long; "

@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_echo_clip import EchoClipConfig
+from .loading_ecg import CheckedLoadingMixin
 
 
 @dataclass
@@ -118,7 +119,7 @@ class FrameStatistics:
         return mean.float(), (self.deviations / self.num_frames + eps).log().float()
 
 
-class EchoClipPreTrainedModel(PreTrainedModel):
+class EchoClipPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     config: EchoClipConfig
     base_model_prefix = "echo_clip"
     main_input_name = "pixel_values"

@@ -28,6 +28,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .classification_ecg import EcgClassifierMixin
 from .configuration_echoing_ecg import EchoingEcgConfig
 from .gaussians_echoing_ecg import pairwise_distance, probabilistic_matching_loss
+from .loading_ecg import CheckedLoadingMixin
 from .losses_ecg import gather_with_gradient
 from .masking_ecg import count_steps, length_mask, mean_over_time
 from .pairing_ecg import matched_by_id
@@ -206,7 +207,7 @@ class GaussianHead(nn.Module):
         return mean / (mean.norm(dim=-1, keepdim=True) + 1e-8), logvar
 
 
-class EchoingEcgPreTrainedModel(PreTrainedModel):
+class EchoingEcgPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     config: EchoingEcgConfig
     base_model_prefix = "echoing_ecg"
     main_input_name = "input_values"

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .attention_ecg import MultiHeadAttention
 from .configuration_melp import MelpConfig
+from .loading_ecg import CheckedLoadingMixin
 from .losses_ecg import contrastive_loss
 from .losses_melp import beat_alignment_loss, caption_loss
 from .modeling_melp_ecg import MelpEcgForSequenceClassification, MelpEcgModel, MelpEcgOutput
@@ -83,7 +84,7 @@ class MelpOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class MelpPreTrainedModel(PreTrainedModel):
+class MelpPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     config: MelpConfig
     base_model_prefix = "melp"
     main_input_name = "input_values"

@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_ecg import MultiHeadAttention
 from .classification_ecg import EcgClassifierMixin
 from .configuration_melp import MelpEcgConfig
+from .loading_ecg import CheckedLoadingMixin
 from .masking_ecg import length_mask, masked_input, mean_over_time
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
@@ -180,7 +181,7 @@ class MelpEcgLayer(GradientCheckpointingLayer):
         return self.final_norm(hidden_states + self.dropout(feed_forward))
 
 
-class MelpEcgPreTrainedModel(PreTrainedModel):
+class MelpEcgPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     config: MelpEcgConfig
     base_model_prefix = "ecg_model"
     main_input_name = "input_values"

@@ -28,6 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_ecg import MultiHeadAttention
 from .classification_ecg import EcgClassifierMixin
 from .configuration_merl import MerlConfig
+from .loading_ecg import CheckedLoadingMixin
 from .losses_ecg import contrastive_loss
 from .masking_ecg import length_mask, masked_input, mean_over_time
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
@@ -167,7 +168,7 @@ class MerlLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(feed_forward)
 
 
-class MerlPreTrainedModel(PreTrainedModel):
+class MerlPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     config: MerlConfig
     base_model_prefix = "merl"
     main_input_name = "input_values"
