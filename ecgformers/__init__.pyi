@@ -19,9 +19,12 @@ from .modeling.modeling_merl import MerlForSequenceClassification as MerlForSequ
 from .modeling.modeling_merl import MerlModel as MerlModel
 from .modeling.plotting_ecg import plot_ecg as plot_ecg
 from .modeling.processing_ecg import EcgProcessor as EcgProcessor
+from .modeling.quality_ecg import Finding as Finding
+from .modeling.quality_ecg import check_ecg as check_ecg
 from .modeling.reading_ecg import read_ecg as read_ecg
 from .modeling.record_ecg import EcgReadError as EcgReadError
 from .modeling.record_ecg import EcgRecord as EcgRecord
+from .modeling.repair_ecg import repair_ecg as repair_ecg
 from .modeling.rhythm_ecg import heart_rate as heart_rate
 from .modeling.writing_ecg import write_ecg as write_ecg
 

@@ -17,12 +17,14 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from .filtering_ecg import bandpass_filter, resample
 from .leads_ecg import LIMB_LEADS, STANDARD_LEADS, canonical_lead_name, derive_limb_leads
 from .quality_ecg import (
+    LEFT_OUT_SECONDS,
     MAX_VOLTAGE,
     EcgQualityError,
     EcgQualityWarning,
     Finding,
     Leads,
     beyond_amplifier,
+    check_ecg,
     extremes,
     flat_leads,
     implausible_scale,
@@ -33,7 +35,7 @@ from .quality_ecg import (
     unusual_gain,
 )
 from .reading_ecg import read_ecg
-from .record_ecg import check_sampling_rate, check_shape, to_millivolts
+from .record_ecg import EcgRecord, check_sampling_rate, check_shape, to_millivolts
 
 POLICIES = {
     "missing_leads": ("error", "zero_fill"),
@@ -53,7 +55,6 @@ POLICIES = {
 RATES = (20.0, 1e6)  # Hz; outside, what is given cannot be an ECG's sampling rate
 MAX_SAMPLES = 10**8  # of a model's input
 LARGEST_VALUE = 1e15  # in any unit; beyond, single precision overflows
-LEFT_OUT_SECONDS = 0.5  # less than a beat may be cut off without a word
 
 
 def standardize(signal: np.ndarray, means: ArrayLike, scales: ArrayLike) -> np.ndarray:
@@ -260,12 +261,17 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     ) -> list[Finding]:
         """Everything that is wrong with one recording, each finding in plain words; empty when nothing is.
 
-        Runs the very steps of `__call__` without refusing or warning, whatever the policies say.
+        Runs the very steps of `__call__` without refusing or warning, whatever the policies say; then what
+        `quality_ecg.check_ecg` finds by beats and spectra, which costs more than `__call__` and is not part of it.
         """
         findings: list[Finding] = []
         try:
             for recording in self._recordings(ecg, sampling_rate, lead_names, units):
                 self._prepare(recording, findings.append)
+                known = {finding.kind for finding in findings}
+                signal = np.where(np.isinf(recording.signal), np.nan, recording.signal)
+                record = EcgRecord(signal, *recording[1:3], source=recording.source)
+                findings += [finding for finding in check_ecg(record) if finding.kind not in known]
         except (ValueError, TypeError) as error:
             findings.append(Finding("unusable", (), "error", str(error), "Give a recording that the model can take"))
         return findings
@@ -318,7 +324,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         if duration - used >= LEFT_OUT_SECONDS and "long_recordings" not in ignored:
             part = "first" if self.crop == "start" else "middle"
             message = f"the recording is {duration:.2f} s long, of which the model sees the {part} {used:g} s"
-            report(Finding("long_recordings", (), "warning", message, "Give it in parts"))
+            report(Finding("long_recordings", (), "warning", message, "Give it in windows"))
         leads = self._complete_leads(ecg, report, ignored)
         flat = self._check_amplitudes(leads, report, ignored) if leads.names else ()
         if set(leads.names) <= set(flat):
@@ -385,7 +391,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             leads = self._repair(leads, doubtful, ecg, report)
         limb_leads = {name: leads[name] for name in LIMB_LEADS if name in leads}
         limb_leads |= {name: ecg.signal[row_of[name]] for name in LIMB_LEADS if name in sound and name not in leads}
-        if "inconsistent_leads" not in ignored and (finding := inconsistent_leads(limb_leads)):
+        if "inconsistent_leads" not in ignored and (finding := inconsistent_leads(limb_leads, ecg.sampling_rate)):
             report(finding)
         derived = {name: x for name, x in derive_limb_leads(limb_leads).items() if name in self.lead_names}
         leads |= derived

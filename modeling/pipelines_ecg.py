@@ -13,6 +13,11 @@ ECG gives one answer, a list a list of answers, and a generator or a data set an
 does not grow; `batch_size` is how many the model takes at a time.  With `on_error="skip"` an ECG that cannot be read
 or used gives `{"error": "what is wrong"}` in its place, instead of ending the call.
 
+A recording longer than the model's input is cropped, with a warning.  `windows="all"` looks at all of it, in windows
+that overlap by half (`overlap=`), and `windows="best"` at the cleanest window.  An answer is then `{"answer",
+"windows"}`: each window has its `start` and `end` in seconds and its own answer, or the `error` for which it was left
+out, and the answer is their mean or, with `pooling="max"`, their maximum, for findings that come and go.
+
 A repo that was published, or a folder that a pipeline saved, holds this code, and needs nothing but
 `trust_remote_code=True`.
 
@@ -21,7 +26,8 @@ For research use; not a medical device.
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +37,8 @@ from transformers.utils import ModelOutput
 
 from .classification_ecg import log_none, membership
 from .reading_ecg import read_ecg
+from .record_ecg import EcgRecord
+from .windows_ecg import POOLINGS, WINDOWS, cleanest_window, cut_windows, pool_answers
 
 READING_OPTIONS = tuple(inspect.signature(read_ecg).parameters)[1:]
 ACTIVATIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
@@ -74,13 +82,53 @@ class EcgPipeline(Pipeline):
         """Why the model cannot do this task, and what helps."""
         raise NotImplementedError
 
-    def __call__(self, ecgs: Any, **options: Any) -> Any:
+    def __call__(
+        self, ecgs: Any, windows: str = "first", overlap: float = 0.5, pooling: str = "mean", **options: Any
+    ) -> Any:
         """The answer for one ECG, a list of answers for a list, or an iterator over answers (see the module)."""
+        if windows not in WINDOWS or pooling not in POOLINGS:
+            raise ValueError(
+                f"windows={windows!r} with pooling={pooling!r}: there are {', '.join(map(repr, WINDOWS))}, and "
+                f"{' and '.join(map(repr, POOLINGS))}"
+            )
+        if windows != "first":
+            answer = partial(self._in_windows, windows=windows, overlap=overlap, pooling=pooling, options=options)
+            if isinstance(ecgs, list | tuple):
+                return [answer(ecg) for ecg in ecgs]
+            return answer(ecgs) if is_one_ecg(ecgs) else map(answer, ecgs)
         if isinstance(ecgs, list | tuple):
             return super().__call__(list(ecgs), **options) if ecgs else []
         if not is_one_ecg(ecgs) and not isinstance(ecgs, torch.utils.data.Dataset) and isinstance(ecgs, Iterable):
             return iter(super().__call__((ecg for ecg in ecgs), **options))
         return super().__call__(ecgs, **options)
+
+    def _in_windows(
+        self, ecg: Any, windows: str, overlap: float, pooling: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The answer for one ECG in windows, of which no more than a batch is prepared at a time."""
+        rest = {name: value for name, value in options.items() if name not in (*READING_OPTIONS, "on_error")}
+        seconds = self.feature_extractor.num_samples / self.feature_extractor.sampling_rate
+        try:
+            record = read_ecg(ecg, **{name: options[name] for name in READING_OPTIONS if name in options})
+            best = windows == "best"
+            cut = [cleanest_window(record, seconds, overlap)] if best else cut_windows(record, seconds, overlap)
+            spans: list[dict[str, Any]] = []
+
+            def parts() -> Iterator[EcgRecord]:
+                for start, part in cut:
+                    spans.append({"start": start, "end": start + part.duration})
+                    yield part
+
+            answers = list(super().__call__(parts(), on_error="skip", **rest))
+            found = [answer for answer in answers if not (isinstance(answer, dict) and "error" in answer)]
+            if not found:
+                raise ValueError(answers[0]["error"])
+        except (OSError, TypeError, ValueError) as raised:
+            if options.get("on_error") != "skip":
+                raise
+            return {"error": str(raised)}
+        each = [span | (a if isinstance(a, dict) else {"answer": a}) for span, a in zip(spans, answers, strict=True)]
+        return {"answer": pool_answers(found, pooling), "windows": each}
 
     def _sanitize_parameters(
         self, on_error: str | None = None, **options: Any

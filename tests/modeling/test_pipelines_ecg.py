@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +23,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoMode
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.leads_ecg import STANDARD_LEADS
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgForSequenceClassification
 from ecgformers.modeling.modeling_melp import MelpForConditionalGeneration
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgForSequenceClassification
 from ecgformers.modeling.processing_ecg import EcgProcessor
+from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.modeling.reading_ecg import read_ecg
 from ecgformers.modeling.record_ecg import EcgReadError, EcgRecord
 
@@ -345,3 +349,110 @@ def numbers(answer: list) -> list[float]:
     if "score" in answer[0]:
         return [entry["score"] for entry in answer]
     return [ord(letter) for entry in answer for letter in entry["generated_text"]]
+
+
+# ---- recordings longer than the model's input
+
+
+@pytest.fixture(scope="module")
+def holter(records) -> EcgRecord:
+    """15 s of which each third is another ECG."""
+    record = records[1]
+    signal = np.concatenate([record.signal[:, :2500], -record.signal[:, :2500], 0.3 * record.signal[:, :2500]], axis=1)
+    return EcgRecord(signal, record.lead_names, 500.0, source="holter")
+
+
+@pytest.fixture(scope="module")
+def classify_3_s(folders):
+    extractor = EcgFeatureExtractor(sampling_rate=100, num_samples=300, normalization="min_max")
+    model = AutoModelForSequenceClassification.from_pretrained(folders / "classifier")
+    return pipeline("ecg-classification", model=model, feature_extractor=extractor)
+
+
+def test_what_a_model_does_not_see_is_said(classify_3_s, holter):
+    with pytest.warns(EcgQualityWarning, match=r"15.00 s long, of which the model sees the first 3 s"):
+        classify_3_s(holter)
+
+
+@pytest.mark.filterwarnings("error::ecgformers.modeling.quality_ecg.EcgQualityWarning")
+@pytest.mark.parametrize(("pooling", "reduce"), [("mean", np.mean), ("max", np.max)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_windows_are_pooled_and_told_with_their_times(classify_3_s, holter, pooling, reduce, batch_size):
+    answer = classify_3_s(holter, windows="all", overlap=0.3, pooling=pooling, batch_size=batch_size)
+    starts = [0, 2.1, 4.2, 6.3, 8.4, 10.5, 12]
+    assert [window["start"] for window in answer["windows"]] == pytest.approx(starts)
+    assert [window["end"] for window in answer["windows"]] == pytest.approx([start + 3 for start in starts])
+    scores = []
+    for window in answer["windows"]:
+        first = round(window["start"] * 500)
+        by_hand = classify_3_s(replace(holter, signal=holter.signal[:, first : first + 1500]))
+        scores.append({entry["label"]: entry["score"] for entry in by_hand})
+        assert_answer(window["answer"], scores[-1])
+    assert_answer(answer["answer"], {label: reduce([each[label] for each in scores]) for label in scores[0]})
+
+
+def test_every_task_takes_windows(folders, holter):
+    for name, task, options in (
+        ("melp", "zero-shot-ecg-classification", {"candidate_labels": PROMPTS}),
+        ("melp", "ecg-to-text", {"max_new_tokens": 4}),
+        ("echoing_ecg", "ecg-feature-extraction", {"output": "ecg_logvar"}),
+    ):
+        run = pipeline(task, model=folders / name)
+        run.feature_extractor.min_duration = 1.0  # these models look at 2.4 s
+        answer = run(holter, windows="all", **options)
+        assert type(answer["answer"]) is type(answer["windows"][0]["answer"])
+        starts = [*np.arange(0, 12.1, 1.2), 12.6]
+        assert [window["start"] for window in answer["windows"]] == pytest.approx(starts)
+
+
+def test_windows_without_signal_are_left_out_with_their_reason(classify_3_s, holter):
+    signal = holter.signal.copy()
+    signal[:, 4000:] = 0
+    answer = classify_3_s(replace(holter, signal=signal), windows="all")
+    errors = [window["start"] for window in answer["windows"] if "no lead of the model" in window.get("error", "")]
+    assert errors and min(errors) >= 8.0 and len(errors) < len(answer["windows"])
+    silent = replace(holter, signal=np.zeros_like(signal))
+    with pytest.raises(ValueError, match="no lead of the model carries a signal"):
+        classify_3_s(silent, windows="all")
+    skipped, sound = classify_3_s([silent, holter], windows="all", on_error="skip")
+    assert "no lead" in skipped["error"] and len(sound["windows"]) == 9
+
+
+def test_the_cleanest_window_is_chosen(folders, holter):
+    extractor = EcgFeatureExtractor(sampling_rate=100, num_samples=600, normalization="min_max")
+    model = AutoModelForSequenceClassification.from_pretrained(folders / "classifier")
+    classify = pipeline("ecg-classification", model=model, feature_extractor=extractor)
+    signal = holter.signal.copy()
+    signal[:, :2600] += np.random.default_rng(0).normal(scale=2, size=(12, 2600))
+    noisy = replace(holter, signal=signal)
+    answer = classify(noisy, windows="best")
+    (window,) = answer["windows"]
+    assert window["start"] == pytest.approx(6.0) and window["end"] == pytest.approx(12.0)
+    assert answer["answer"] == window["answer"] == classify(replace(noisy, signal=signal[:, 3000:6000]))
+
+
+def test_a_generator_of_long_recordings_is_answered_one_by_one(classify_3_s, holter):
+    drawn = []
+    answers = classify_3_s((drawn.append(i) or holter for i in range(3)), windows="all")
+    assert len(next(answers)["windows"]) == 9 and drawn == [0]
+
+
+@pytest.mark.parametrize("options", [{"windows": "last"}, {"windows": "all", "pooling": "sum"}])
+def test_unknown_windows_are_refused(classify_3_s, holter, options):
+    with pytest.raises(ValueError, match="there are 'first', 'all', 'best', and 'mean' and 'max'"):
+        classify_3_s(holter, **options)
+    with pytest.raises(ValueError, match="overlap must be from 0 to below 1"):
+        classify_3_s(holter, windows="all", overlap=1)
+
+
+def test_memory_stays_flat_over_a_long_recording(classify_3_s):
+    """Ten minutes cost what 100 s cost beyond the answers themselves, though their input is six times as large."""
+    beats = read_ecg(DICOM_ECG).signal[:, ::10].astype(np.float32)  # 100 Hz
+    peaks = []
+    for repeats in (10, 60):
+        record = EcgRecord(np.tile(beats, repeats), STANDARD_LEADS, 100.0)
+        tracemalloc.start()
+        windows = classify_3_s(record, windows="all", batch_size=8)["windows"]
+        peaks.append(tracemalloc.get_traced_memory()[1] - 1500 * len(windows))  # bytes of an answer
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2**20
