@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint fuzz
+.PHONY: demo test lint fuzz code
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +13,10 @@ $(VENV)/installed: setup.cfg constraints.txt
 
 demo: $(VENV)/installed  ## read a real 12-lead ECG, run the models on it, draw it
 	$(BIN)/python -m ecgformers.spaces.demo --output demo_output
+
+code: $(VENV)/installed  ## put the models' code beside their weights, to load them where ecgformers is not installed
+	$(BIN)/python -c "from pathlib import Path; from ecgformers.publishing import write_code; \
+		[write_code(path.parent) for path in Path('model_cards').glob('*/config.json')]"
 
 test: $(VENV)/installed  ## the whole test suite
 	$(BIN)/python -m pytest

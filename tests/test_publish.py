@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from tiny import fill
 
 from ecgformers import command_line
+from ecgformers.modeling.converting.checkpoint import mark_license
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import STANDARD_LEADS
-from ecgformers.modeling.modeling_melp import MelpModel
+from ecgformers.modeling.modeling_melp import MelpForSequenceClassification, MelpModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.publishing import PublishingError, card_faults, check_license, publish, stage, weight_faults
 
@@ -167,12 +168,12 @@ def test_code_that_does_not_work_alone_is_refused(model_folder, monkeypatch):
 
 def test_weights_of_others_need_a_word(tmp_path, monkeypatch):
     folder = build(tmp_path / "theirs")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"weights_license": "cc-by-nc-nd-4.0", "base_model": "EchoingECG"}
-    (folder / "config.json").write_text(json.dumps(config))
+    model = MelpModel.from_pretrained(folder)
+    mark_license(model, "cc-by-nc-nd-4.0", "EchoingECG")
+    model.save_pretrained(folder)
     with pytest.raises(PermissionError, match=r"EchoingECG.*cc-by-nc-nd-4\.0.*--i-may-publish"):
         publish(folder, "org/theirs")
     check_license(folder, i_may_publish=True)
-    MelpModel.from_pretrained(folder).save_pretrained(tmp_path / "tuned")  # the mark goes on
+    MelpForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path / "tuned")  # the mark goes on
     with pytest.raises(PermissionError):
         check_license(tmp_path / "tuned", i_may_publish=False)

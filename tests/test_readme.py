@@ -10,21 +10,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.data import get_testdata_file
 from small_evaluation import evaluation_rows, write_echoing_ecg, write_melp, write_melp_encoder, write_rows
 from synthetic import REPORTS, write_dataset
 from transformers import pipeline
 
+from ecgformers import read_ecg, write_ecg
 from ecgformers.datasets_scripts.building import build
 from ecgformers.datasets_scripts.ecg_folder import EcgFolder
 from ecgformers.evaluation import finetune
 
 ROOT = Path(__file__).parents[1]
+MODELS = sorted(path.parent.name for path in ROOT.glob("model_cards/*/config.json"))
 
 
 def script() -> str:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if "Trainer(" in block]
     return block
+
+
+@pytest.mark.parametrize("file", ["README.md", *(f"model_cards/{name}/README.md" for name in MODELS)])
+def test_the_first_snippet_runs(file, tmp_path, monkeypatch):
+    record = read_ecg(get_testdata_file("waveform_ecg.dcm", download=False))
+    write_ecg(record, tmp_path / "record.hea")
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
+    monkeypatch.chdir(tmp_path)
+    first = re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), re.DOTALL)[0]
+    names: dict = {}
+    exec(first, names)
+    answer = names["classify"]("record.hea", candidate_labels=["normal ECG", "atrial fibrillation"])
+    assert answer[0]["label"] == "normal ECG" and answer[0]["score"] > 0.5
 
 
 def test_it_is_short():

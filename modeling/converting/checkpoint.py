@@ -183,6 +183,12 @@ def check_leads(num_leads: int, lead_names: Sequence[str]):
         raise ValueError(f"the checkpoint takes {num_leads} leads, the feature extractor gives {len(lead_names)}")
 
 
+def mark_license(model: PreTrainedModel, license: str, base_model: str):
+    """Say in the config, and so in every model trained from this one, whose weights these are, and their licence."""
+    model.config.weights_license = license
+    model.config.base_model = base_model
+
+
 def print_summary(model: PreTrainedModel, dropped: Sequence[str], output: Path, has_tokenizer: bool = True):
     """What was converted, what was left out, and what is missing."""
     print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {output}")

@@ -22,6 +22,7 @@ from ecgformers.modeling.converting.checkpoint import (
     count,
     fill_model,
     load_checkpoint,
+    mark_license,
     print_summary,
     rename_keys,
     size,
@@ -133,6 +134,7 @@ def main(arguments: list[str] | None = None):
     processor: CLIPImageProcessorPil | CLIPProcessor = CLIPImageProcessorPil()
     if tokenizer is not None:
         processor = CLIPProcessor(processor, tokenizer)
+    mark_license(model, "not transferable", "EchoCLIP")
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     print_summary(model, dropped, args.output, tokenizer is not None)

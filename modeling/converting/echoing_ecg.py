@@ -27,6 +27,7 @@ from ecgformers.modeling.converting.checkpoint import (
     check_tokenizer,
     fill_model,
     load_checkpoint,
+    mark_license,
     print_summary,
     rename_keys,
     residual_network_sizes,
@@ -127,6 +128,7 @@ def main(arguments: list[str] | None = None):
     if tokenizer is not None:
         check_tokenizer(tokenizer, text_config.vocab_size)
 
+    mark_license(model, "cc-by-nc-nd-4.0", "EchoingECG")
     model.save_pretrained(args.output)
     if feature_extractor is not None and tokenizer is not None:
         EcgProcessor(

@@ -28,6 +28,7 @@ from ecgformers.modeling.converting.checkpoint import (
     count,
     fill_model,
     load_checkpoint,
+    mark_license,
     print_summary,
     rename_keys,
     residual_network_sizes,
@@ -233,6 +234,7 @@ def main(arguments: list[str] | None = None):
         for name, value in special_token_settings(tokenizer).items():
             setattr(model.config, name, value)
         processor = EcgProcessor(processor, tokenizer, lowercase=True, max_text_length=model.config.max_text_length)
+    mark_license(model, "apache-2.0", "MELP")
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     print_summary(model, dropped, args.output, args.tokenizer is not None or not isinstance(model, MelpModel))

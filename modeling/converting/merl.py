@@ -26,6 +26,7 @@ from ecgformers.modeling.converting.checkpoint import (
     count,
     fill_model,
     load_checkpoint,
+    mark_license,
     print_summary,
     rename_keys,
     residual_network_sizes,
@@ -149,6 +150,7 @@ def main(arguments: list[str] | None = None):
         processor = EcgProcessor(
             processor, tokenizer, lowercase=True, max_text_length=text_config.max_position_embeddings
         )
+    mark_license(model, "mit", "MERL")
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     print_summary(model, dropped, args.output, args.tokenizer is not None)

@@ -1,5 +1,6 @@
 """The converter on tiny checkpoints in open_clip's layout, which tiny_echo_clip writes down independently."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ def test_numbers_survive(tmp_path, name):
     model = tiny_echo_clip.tiny_model()
     CHECKPOINTS[name](tiny_echo_clip.open_clip_layout(model), tmp_path / name)
     main(["--checkpoint", str(tmp_path / name), "--output", str(tmp_path / "converted")])
+    config = json.loads((tmp_path / "converted" / "config.json").read_text())
+    assert (config["weights_license"], config["base_model"]) == ("not transferable", "EchoCLIP")
     converted = AutoModel.from_pretrained(tmp_path / "converted")
     frames, texts = tiny_echo_clip.frame_batch(), tiny_echo_clip.text_batch()
     with torch.no_grad():
