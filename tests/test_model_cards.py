@@ -72,6 +72,7 @@ def test_a_folder_is_whole_small_and_safe(folder):
 
 
 def test_a_classifier_is_whole_small_and_safe(classifier_folder):
+    assert not card_faults(classifier_folder / "README.md")
     names = {path.name for path in classifier_folder.iterdir() if path.suffix != ".py"}
     assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert (classifier_folder / "model.safetensors").stat().st_size <= 25e6
