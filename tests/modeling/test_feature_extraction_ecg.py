@@ -1,7 +1,6 @@
 """EcgFeatureExtractor: the same heart gives the same input, whatever the file; bad input is never passed over."""
 
 import csv
-import csv
 import json
 import re
 import tracemalloc
