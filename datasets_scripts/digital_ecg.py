@@ -95,7 +95,7 @@ def read_wfdb(
         signal=np.stack([digital.signals[channel] for channel in said.channels], axis=1),  # (samples, leads)
         gain=[digital.gain[channel] for channel in said.channels],
         baseline=[digital.baseline[channel] for channel in said.channels],
-        units=said.units,
+        units=[unit or "" for unit in said.units],  # none is missing, or `unit_scales` would have said so
         lead_names=said.lead_names,
         sampling_rate=said.sampling_rate,
     )

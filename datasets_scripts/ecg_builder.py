@@ -6,7 +6,7 @@ WFDB, how a recording is read (`read`).  `building.build` turns it into a folder
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ class LeftOut(Exception):
     """A row that the rules of the data set leave out, and the reason.  Nothing is broken."""
 
 
-def option(text: str, default: Any = None, kind: type = str, choices: Iterable[Any] | None = None) -> Any:
+def option(
+    text: str, default: Any = None, kind: Callable[[str], Any] = str, choices: Iterable[Any] | None = None
+) -> Any:
     """A field of a config class that is an option of the command line too."""
     return field(default=default, metadata={"help": text, "type": kind, "choices": choices})
 

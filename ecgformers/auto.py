@@ -56,8 +56,8 @@ def make_known() -> None:
     """Enter our names where transformers is loaded already, and elsewhere as soon as it is."""
     for model_type in CONFIGS:
         sys.modules[f"transformers.models.{model_type}"] = sys.modules["ecgformers"]
-    after = {f"transformers.models.auto.{name}": _enter for name in TABLES}
-    after |= {"transformers.pipelines": lambda _: import_module(PIPELINES), PIPELINES: _register_pipelines}
+    after: dict[str, Callable[[ModuleType], object]] = {f"transformers.models.auto.{name}": _enter for name in TABLES}
+    after |= {"transformers.pipelines": _load_pipelines, PIPELINES: _register_pipelines}
     sys.meta_path.insert(0, _AfterImport(after))
     for name in after.keys() & sys.modules.keys():
         after[name](sys.modules[name])
@@ -69,6 +69,10 @@ def _enter(module: ModuleType) -> None:
         if table != "CONFIG_MAPPING":  # made before ecgformers was imported, it has looked up the configs already
             reverse = getattr(module, table)._reverse_config_mapping
             reverse.update({CONFIGS[model_type]: model_type for model_type in names})
+
+
+def _load_pipelines(_: ModuleType) -> None:
+    import_module(PIPELINES)
 
 
 def _register_pipelines(module: Any) -> None:

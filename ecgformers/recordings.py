@@ -14,7 +14,8 @@ def recordings(sources: Iterable[str | os.PathLike]) -> Iterator[str]:
     Raises:
         FileNotFoundError: a folder holds no recording.
     """
-    for source in map(os.fspath, sources):
+    for each in sources:
+        source = os.fspath(each)
         if not os.path.isdir(source):
             yield source
             continue

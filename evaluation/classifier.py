@@ -114,7 +114,7 @@ def task_part(data: TaskData, name: str) -> tuple[TaskData, np.ndarray]:
     """Those records of `ptbxl_all` that take part in another task of PTB-XL, with its labels, and which they are."""
     task = TASKS[name]
     targets = statement_scores(data.targets, task)
-    takes_part = targets.any(1)
+    takes_part = np.asarray(targets.any(1))
     return replace(data.take(takes_part), task=task, targets=targets[takes_part]), takes_part
 
 

@@ -244,10 +244,10 @@ def _statement_names(path: Path, name: str, about: Mapping[str, Any] | None) -> 
 
 
 def _limits(path: Path, name: str, value: Any) -> tuple[float, float]:
-    male, female = (value.get("male"), value.get("female")) if isinstance(value, dict) else (value, value)
-    if not all(type(limit) in (int, float) for limit in (male, female)):
+    limits: list[Any] = [value.get("male"), value.get("female")] if isinstance(value, dict) else [value, value]
+    if not all(type(limit) in (int, float) for limit in limits):
         raise ValueError(f"{path}: {name}: {value!r} is neither a number nor {{male: number, female: number}}")
-    return float(male), float(female)
+    return float(limits[0]), float(limits[1])
 
 
 def _texts(path: Path, name: str, seen: tuple[tuple[Path, str], ...] = ()) -> Mapping[str, Any]:

@@ -35,16 +35,16 @@ def describe(
         EcgReadError: names or rate are not known, or do not fit.
     """
     count = len(raw.signal) if isinstance(raw.signal, list) or np.ndim(raw.signal) else 0
-    given_names = [lead_names] if isinstance(lead_names, str) else lead_names
+    given_names: Sequence[str] | None = [lead_names] if isinstance(lead_names, str) else lead_names
     given_units = [units] if isinstance(units, str) else units
     own = [raw.lead_names] if isinstance(raw.lead_names, str) else raw.lead_names
-    names = own if given_names is None or (len(own) and len(given_names) != count) else given_names
-    if not len(names):
+    called = own if given_names is None or (len(own) and len(given_names) != count) else given_names
+    if not len(called):
         raise EcgReadError(f"{source}: does not say its lead names: pass lead_names=('I', 'II', ...)")
+    names = [str(name or "").strip() for name in called]
     if isinstance(raw.signal, np.ndarray):
         check_shape(raw.signal, names, source)
-    names = [str(name or "").strip() for name in names]
-    known = [raw.units] * count if isinstance(raw.units, str) else list(raw.units)
+    known: list[str | None] = [raw.units] * count if isinstance(raw.units, str) else list(raw.units)
     known = list(given_units) if given_units is not None and len(given_units) == count else known
     if len(known) not in (0, count):
         raise EcgReadError(f"{source}: {len(known)} units for {count} leads")
@@ -61,7 +61,7 @@ def describe(
         raise EcgReadError(f"{source}: does not say its lead names: pass lead_names=('I', 'II', ...)")
     known = [known[i] for i in kept] if known else []
     if given_units is not None and len(given_units) != count:
-        known = list(given_units) * (len(kept) if len(given_units) == 1 else 1)
+        known = [*(list(given_units) * (len(kept) if len(given_units) == 1 else 1))]
         if len(known) != len(kept):
             raise EcgReadError(f"{source}: {len(known)} units for {len(kept)} leads")
     sampling_rate = kinds[kept[0]][0] if sampling_rate is None else sampling_rate
@@ -88,14 +88,14 @@ def _choose(
         EcgReadError: a chosen lead is not there, or the leads differ in sampling rate.
     """
     labels = [name or f"channel {number}" for number, name in enumerate(names)]
-    if leads is not None or channels is not None:
+    chosen = channels if leads is None else leads
+    left_out: dict[str, str] = {}
+    if chosen is not None:
         if leads is not None and channels is not None:
             raise EcgReadError(f"{source}: pass leads= or channels=, not both")
-        kept = [_find(choice, names, source) for choice in (channels if leads is None else leads)]
-        left_out = {}
+        kept = [_find(choice, names, source) for choice in chosen]
     else:
         standard = [lead_name(name) in STANDARD_LEADS for name in names]
-        left_out = {}
         for label, name, unit, ecg in zip(labels, names, units, standard, strict=True):
             if not ecg and unit and not is_voltage(unit):
                 left_out[label] = f"in {unit}"

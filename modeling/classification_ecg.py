@@ -42,7 +42,7 @@ class EcgClassifierMixin(nn.Module):
     config: Any
     ecg_model: nn.Module
     before_classifier: nn.Module
-    classifier: nn.Module
+    classifier: nn.Linear
     loss_function: Callable[..., torch.Tensor]
     # The losses are means already: Trainer must not divide them by the number of items once more.
     accepts_loss_kwargs = False
@@ -54,7 +54,8 @@ class EcgClassifierMixin(nn.Module):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
         """As in transformers; `head_is_new` of the model says whether the folder had no head for it."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        load = super().from_pretrained  # type: ignore[misc]  # of the PreTrainedModel beside this mixin
+        model, info = load(*args, output_loading_info=True, **kwargs)
         absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
         if "classifier.weight" in absent:
             model._new_head = model.classifier.weight.detach().clone()

@@ -60,7 +60,7 @@ def starts_data_set(head: bytes) -> bool:
 class _Group(NamedTuple):
     """A multiplex group: its number, and what its channels are called."""
 
-    index: int
+    number: int
     group: Any
     names: list[str | None]
 
@@ -86,7 +86,7 @@ def _read_dataset(dataset: Any, label: str, choice: int | str | None, patient: b
         groups.append(_Group(index, item, [_lead_name(channel) for channel in definitions]))
     if choice is not None:
         titles = [str(group.group.get("MultiplexGroupLabel", "")) for group in groups]
-        chosen = [group for group, title in zip(groups, titles, strict=True) if choice in (group.index, title)]
+        chosen = [group for group, title in zip(groups, titles, strict=True) if choice in (group.number, title)]
         if len(chosen) != 1:
             raise EcgReadError(f"{label}: has no one group {choice!r}; its groups are {dict(enumerate(titles))}")
         taken, others = chosen, []
@@ -98,12 +98,12 @@ def _read_dataset(dataset: Any, label: str, choice: int | str | None, patient: b
             if group.standard and group.standard.isdisjoint(known):
                 taken.append(group)
                 known = known | group.standard
-        taken.sort(key=lambda group: group.index)
+        taken.sort(key=lambda group: group.number)
         others = [group for group in others if group not in taken]
     parts = [_read_group(label, group, byte_order) for group in taken]
     here = {name for part in parts for name in part.lead_names}
     metadata: dict[str, Any] = {
-        "group": taken[0].index if len(taken) == 1 else tuple(group.index for group in taken),
+        "group": taken[0].number if len(taken) == 1 else tuple(group.number for group in taken),
         "groups": len(groups),
         "group_label": ", ".join(str(group.group.get("MultiplexGroupLabel", "")) for group in taken),
     }
@@ -119,10 +119,10 @@ def _join(parts: Sequence[RawEcg], offsets: Sequence[float], metadata: dict[str,
     """The channels of several groups that start so many milliseconds after the recording: gaps are NaN."""
     if len(parts) == 1:
         return parts[0]._replace(metadata=metadata)
-    rates = [part.sampling_rate for part in parts for _ in part.lead_names]
+    rates: list[Any] = [part.sampling_rate for part in parts for _ in part.lead_names]
     if len(set(rates)) == 1:
         starts = [round((offset - min(offsets)) / 1000 * (rates[0] or 0)) for offset in offsets]
-        ends = [start + part.signal.shape[1] for start, part in zip(starts, parts, strict=True)]
+        ends = [start + len(part.signal[0]) for start, part in zip(starts, parts, strict=True)]
         signal: Any = np.full((len(rates), max(ends)), np.nan)
         row = 0
         for start, end, part in zip(starts, ends, parts, strict=True):

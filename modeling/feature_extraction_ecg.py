@@ -401,7 +401,8 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             report(Finding("missing_leads", tuple(missing), "error", message, remedy))
 
         if not leads:
-            return Leads((), *[np.empty((0, 0))] * 3, ecg.sampling_rate)
+            nothing = np.empty((0, 0))
+            return Leads((), nothing, nothing, nothing, ecg.sampling_rate)
         if doubtful or derived:
             signal = np.stack(list(leads.values()))
             return Leads(tuple(leads), signal, *extremes(signal, ecg.sampling_rate), ecg.sampling_rate)
@@ -486,7 +487,8 @@ def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index
     if sampling_rate is None:
         raise ValueError(f"{source}: the sampling rate is not known.  Give sampling_rate in Hz.")
     low, high = RATES
-    if isinstance(sampling_rate, Real) and sampling_rate > 0 and not low <= sampling_rate <= high:
+    is_number = isinstance(sampling_rate, Real)
+    if is_number and sampling_rate > 0 and not low <= sampling_rate <= high:
         rate = float(min(sampling_rate, 1e300))
         raise EcgQualityError(
             f"{source}: no ECG is sampled at {rate:g} Hz; {low:g} to {high:g} Hz are taken.  Correct the rate."

@@ -102,8 +102,8 @@ def read_library(
         end = _end_of_ecg(samples, float(leads[0].sampling_rate))
         if end is not None:
             metadata["trimmed"] = (0, samples[0].size - end)
-            columns = [(values[:end], *rest) for values, *rest in columns]
-    signal, units, gain, baseline = (list(column) for column in zip(*columns, strict=True))
+            columns = [(values[:end], unit, gain, baseline) for values, unit, gain, baseline in columns]
+    signal, units, gain, baseline = ([*column] for column in zip(*columns, strict=True))
     rates = [float(lead.sampling_rate) or None for lead in leads]
     alike = len(set(rates)) == 1 and len({row.size for row in signal}) == 1
     return RawEcg(

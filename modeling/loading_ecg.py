@@ -45,7 +45,8 @@ class CheckedLoadingMixin:
         made_up = loading_info.missing_keys - model.all_tied_weights_keys.keys()
         _refuse(folder, "no weights for", [name for name in made_up if not name.startswith(HEAD)])
         _refuse(folder, "NaN, infinity or huge numbers in", _unusable(model))
-        info = super(CheckedLoadingMixin, type(model))._finalize_model_loading(model, load_config, loading_info)
+        finalize = super(CheckedLoadingMixin, type(model))._finalize_model_loading  # type: ignore[misc]
+        info = finalize(model, load_config, loading_info)
         if type(model).__name__ in (model.config.architectures or ()):
             _refuse(folder, "weights that the model does not have", info.unexpected_keys)
         return info

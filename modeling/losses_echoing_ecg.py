@@ -3,6 +3,8 @@
 EchoingECG's model has these numbers itself (`logit_scale`, `logit_bias`), so that this file does not travel with it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class ProbabilisticMatchingLoss(nn.Module):
         super().__init__()
         self.init_shift = init_shift
         self.init_negative_scale = init_negative_scale
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "vib_beta": vib_beta,
             "smoothness": smoothness,
             "contrast": contrast,

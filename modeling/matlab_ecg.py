@@ -75,7 +75,7 @@ class _Stream:
             raise _DamagedError("a variable goes on behind its numbers, or its compressed data lack their end")
 
     def _folded(self) -> bytes:
-        if self.inflater.unconsumed_tail:
+        if self.inflater and self.inflater.unconsumed_tail:
             return self.inflater.unconsumed_tail
         data = self.file.read(min(1 << 16, self.folded))
         self.folded -= len(data)
@@ -129,7 +129,7 @@ def read_matlab(file: BinaryIO, source: str, variable: str | None = None, max_by
             file.seek(matrix.start)
             numbers = np.frombuffer(_read(file, matrix.size), matrix.dtype)
         else:
-            numbers = _numbers(file, matrix, size, source, order, max_bytes)
+            numbers = _numbers(file, matrix, size, source, order or "<", max_bytes)
         signal = numbers.reshape(matrix.shape, order="F")  # column by column
         return RawEcg(signal.astype(signal.dtype.newbyteorder("=")), metadata={"variable": matrix.name})
     except (_DamagedError, struct.error, zlib.error) as error:
@@ -260,12 +260,12 @@ def _numbers(
 ) -> np.ndarray:
     stream = _Stream(file, order, matrix.start, matrix.size, matrix.compressed)
     stream.skip(matrix.position - stream.position)
-    kind, size, data = _tag(stream, order)
+    kind, size, small = _tag(stream, order)
     if kind not in _STORED or size != math.prod(matrix.shape) * np.dtype(_STORED[kind]).itemsize:
         raise _DamagedError(f"{matrix.name} is {matrix.shape}, but holds {size} bytes of {_STORED.get(kind, kind)}")
     refuse_bomb(size if matrix.compressed else 0, file_size, source, max_bytes)
-    if data is None:
-        data = stream.read(size)
+    data = stream.read(size) if small is None else small
+    if small is None:
         stream.skip(min(-size % 8, stream.left))
     if matrix.in_structure:
         refuse_bomb(stream.left if matrix.compressed else 0, file_size, source, max_bytes)

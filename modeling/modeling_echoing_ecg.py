@@ -469,7 +469,8 @@ class EchoingEcgModel(EchoingEcgPreTrainedModel):
             distance=config.distance,
             gather=gather,
         )
-        output.loss = config.echo_loss_weight * loss.loss if input_ids is None else loss.loss
+        weight = config.echo_loss_weight if input_ids is None else 1.0
+        output.loss = weight * loss["loss"]
         for part in ("match_loss", "pseudo_positive_loss", "vib_loss", "contrastive_loss"):
             setattr(output, part, loss.get(part))
         return output

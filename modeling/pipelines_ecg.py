@@ -51,6 +51,9 @@ class EcgPipeline(Pipeline):
     and `_answer` (that mapping for one ECG -> what the user gets).
     """
 
+    model: Any
+    feature_extractor: Any
+    processor: Any
     task_name: str
     auto_classes: tuple[str, ...]  # of transformers; the last takes any model, so that `_refusal` can speak
     needs_text = False

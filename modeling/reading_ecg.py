@@ -99,7 +99,7 @@ def read_ecg(
     options = ReadOptions(dataset, index, verify_checksum, keep_patient, max_bytes, annotations)
     label, raw = _read_any(source, options)
     if "format" in raw.metadata and lead_names is leads is channels is None:
-        names = [lead_name(name) for name in raw.lead_names]
+        names = [lead_name(name or "") for name in raw.lead_names]
         if set(names).isdisjoint(STANDARD_LEADS):
             listed = ", ".join(names)[:300]
             raise EcgReadError(
@@ -116,8 +116,10 @@ def read_ecg(
         leads=leads,
         channels=channels,
     )
-    whole = isinstance(raw.signal, np.ndarray) and said.channels == list(range(len(raw.signal)))
-    signal = raw.signal if whole else np.stack([raw.signal[channel] for channel in said.channels])  # (leads, samples)
+    if isinstance(raw.signal, np.ndarray) and said.channels == list(range(len(raw.signal))):
+        signal = raw.signal  # (leads, samples)
+    else:
+        signal = np.stack([raw.signal[channel] for channel in said.channels])
     signal, lead_units = to_millivolts(signal, said.lead_names, said.units or None, label)
     metadata = dict(raw.metadata)
     if said.left_out:
@@ -137,8 +139,8 @@ def read_ecg(
 class ReadOptions(NamedTuple):
     """What the readers of single formats are told; see `read_ecg`."""
 
-    dataset: int | str | None
-    index: int | None
+    dataset: Any
+    record: int | None
     verify_checksum: bool
     keep_patient: bool
     max_bytes: int | None
@@ -210,7 +212,7 @@ def _read_file(file: BinaryIO, name: str, suffix: str, options: ReadOptions) -> 
     if suffix == ".mat" or starts_matlab(head):
         return read_matlab(file, name, options.dataset, limit)
     if head.startswith(_HDF5) or suffix in (".h5", ".hdf5"):
-        return read_hdf5(file, name, options.dataset, options.index, max_bytes=limit)
+        return read_hdf5(file, name, options.dataset, options.record, max_bytes=limit)
     if suffix == ".dcm" or head[128:132] == b"DICM" or starts_data_set(head):
         return read_dicom(file, name, options.dataset, options.keep_patient)
     if kind := library_format(head, suffix):

@@ -121,13 +121,11 @@ class EcgRecord:
             metadata["annotations"] = tuple(
                 (time - begin, symbol) for time, symbol in metadata["annotations"] if start <= time < stop
             )
-        return replace(
-            self,
-            signal=self.signal[rows, first:last],
-            lead_names=tuple(wanted),
-            metadata=metadata,
-            **{name: tuple(getattr(self, name)[row] for row in rows) for name in _BY_LEAD if getattr(self, name)},
-        )
+        by_lead: dict[str, Any] = {
+            name: tuple(getattr(self, name)[row] for row in rows) for name in _BY_LEAD if getattr(self, name)
+        }
+        signal = self.signal[rows, first:last]
+        return replace(self, signal=signal, lead_names=tuple(wanted), metadata=metadata, **by_lead)
 
     def resample(self, sampling_rate: float) -> "EcgRecord":
         """The recording at another rate; around samples that were not measured, nothing is."""
@@ -248,7 +246,7 @@ def is_voltage(unit: str) -> bool:
 
 
 def to_millivolts(
-    signal: np.ndarray, lead_names: Sequence[str], units: str | Sequence[str] | None, source: str
+    signal: np.ndarray, lead_names: Sequence[str], units: str | Sequence[str | None] | None, source: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """`signal` (leads, samples) in millivolts, float64 or, where it was that, float32; and the unit of each lead.
 
@@ -275,10 +273,11 @@ def to_millivolts(
         raise EcgReadError(f"{source}: {len(units)} units for {len(lead_names)} leads")
     dtype = np.float32 if signal.dtype == np.float32 else np.float64
     scale = np.array(unit_scales(lead_names, units, source), dtype)[:, None]  # (leads, 1)
+    known = tuple(unit for unit in units if unit is not None)  # all of them, or there were no scales
     if (scale == 1).all() and signal.dtype == scale.dtype:
-        return signal, units
+        return signal, known
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
-        return np.multiply(signal, scale, dtype=scale.dtype), units
+        return np.multiply(signal, scale, dtype=scale.dtype), known
 
 
 def row_to_record(row: Mapping[str, Any]) -> EcgRecord:

@@ -44,7 +44,7 @@ def read_text_table(file: BinaryIO, source: str, suffix: str, max_bytes: int | N
     file.seek(0)
     refuse_bomb(4 * stored, stored, source, max_bytes)
     lines = [line for line in re.split("\r\n|\r|\n", decode_text(file.read())) if line.strip()]
-    notes = dict(match.groups() for match in map(_COMMENT.match, lines) if match)
+    notes = {match[1]: match[2] for match in map(_COMMENT.match, lines) if match}
     lines = [line for line in lines if not line.startswith("#")]
     if not lines:
         raise EcgReadError(f"{source}: is an empty file")

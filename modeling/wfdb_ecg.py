@@ -7,7 +7,7 @@ record takes half a millisecond.  Only FLAC signal files (formats 508, 516, 524)
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -293,7 +293,7 @@ def _to_physical(digital: DigitalWfdb) -> RawEcg:
     )
 
 
-def _verify(path: Path, group: list[_Signal], channels: Sequence[np.ndarray]) -> None:
+def _verify(path: Path, group: list[_Signal], channels: Iterable[np.ndarray]) -> None:
     """Compare the 16-bit sum of each lead's samples with its header's; WFDB leaves it open what a skewed lead sums."""
     for signal, channel in zip(group, channels, strict=True):
         if signal.checksum is None or signal.skew:
@@ -307,7 +307,7 @@ def _verify(path: Path, group: list[_Signal], channels: Sequence[np.ndarray]) ->
 
 def _read_samples(
     header: Path, path: Path, group: list[_Signal], frames: int, max_bytes: int | None
-) -> Sequence[np.ndarray]:
+) -> Sequence[np.ndarray] | np.ndarray:
     """The ADC values of the channels in one signal file, (samples,) each; all there are if `frames` is 0."""
     form, offset = group[0].format, group[0].offset
     widths = [signal.samples_per_frame for signal in group]

@@ -50,7 +50,7 @@ def pool_answers(answers: Sequence[Any], pooling: str = "mean") -> Any:
     Scores of labels (lists of `{"label", "score"}`) and features (nested lists of numbers) are averaged, or their
     maximum is taken, for findings that come and go; of texts each different one is kept, in order of appearance.
     """
-    reduce = {"mean": np.mean, "max": np.max}[pooling]
+    reduce: Any = {"mean": np.mean, "max": np.max}[pooling]
     first = answers[0]
     if isinstance(first, list) and first and isinstance(first[0], dict) and "label" in first[0]:
         scores: dict[str, list[float]] = {}

@@ -50,11 +50,11 @@ def to_integers(record: EcgRecord) -> Integers:
             offsets = [int(value) for value in record.baseline]
             return Integers(counts.astype(np.int64), missing, list(record.gain), offsets, list(record.units))
     largest = float(np.abs(signal).max()) or 1.0
-    exact = (gain for gain in GAINS if np.abs(signal * gain - np.rint(signal * gain)).max() < EXACT)
-    gain = next((gain for gain in exact if gain * largest <= MAX_INT32), 2.0 ** np.floor(np.log2(2**30 / largest)))
+    exact = (each for each in GAINS if np.abs(signal * each - np.rint(signal * each)).max() < EXACT)
+    common = next((each for each in exact if each * largest <= MAX_INT32), 2.0 ** np.floor(np.log2(2**30 / largest)))
     leads = len(record.lead_names)
     return Integers(
-        np.rint(signal * gain).astype(np.int64), missing, [float(gain)] * leads, [0] * leads, ["mV"] * leads
+        np.rint(signal * common).astype(np.int64), missing, [float(common)] * leads, [0] * leads, ["mV"] * leads
     )
 
 

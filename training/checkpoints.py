@@ -168,7 +168,7 @@ def _find_checkpoint(output: Path, resume: bool) -> Path | str | None:
         return None
     if not resume:
         return f"{output} holds {checkpoints[0].name} of an earlier run: pass loop.resume=true, or another loop.output"
-    reasons = []
+    reasons: list[str] = []
     for checkpoint in checkpoints:
         reason = damage(checkpoint)
         if reason is None:
@@ -183,7 +183,8 @@ def _find_checkpoint(output: Path, resume: bool) -> Path | str | None:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, None if its files are those that were saved."""
     try:
-        sums = dict(reversed(line.split("  ", 1)) for line in (checkpoint / SUMS).read_text().splitlines())
+        lines = (line.split("  ", 1) for line in (checkpoint / SUMS).read_text().splitlines())
+        sums = {name: expected for expected, name in lines}
     except (OSError, ValueError) as error:
         return f"its {SUMS} cannot be read ({error})"
     for name, expected in sums.items():

@@ -147,6 +147,8 @@ class Collator:
 class StatementsAndGroups(nn.Module):
     """A classifier whose loss counts groups of statements besides the statements."""
 
+    groups: torch.Tensor
+
     def __init__(self, model: PreTrainedModel, groups: torch.Tensor, group_weight: float):
         super().__init__()
         self.model, self.group_weight = model, group_weight

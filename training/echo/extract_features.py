@@ -132,7 +132,8 @@ def _load(extraction: Extraction) -> tuple[EchoClipModel, Any]:
     model = AutoModel.from_pretrained(extraction.model, dtype=torch.float32)
     if not isinstance(model, EchoClipModel):
         raise ValueError(f"{extraction.model} holds a {type(model).__name__}, not an EchoClipModel")
-    return model.to(device).eval(), AutoImageProcessor.from_pretrained(extraction.model, backend="pil")
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval(), AutoImageProcessor.from_pretrained(extraction.model, backend="pil")
 
 
 def _batches(frames: Iterable[np.ndarray], processor: Any, extraction: Extraction) -> Iterator[torch.Tensor]:
