@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .record_ecg import EcgRecord
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .record_ecg import EcgRecord
 
 MM_PER_SECOND = 25.0
 MM_PER_MILLIVOLT = 10.0
@@ -23,7 +23,7 @@ INK = "#15171c"
 
 
 def plot_ecg(
-    record: EcgRecord,
+    record: "EcgRecord",
     *,
     title: str | None = None,
     heart_rate: float | None = None,
@@ -90,7 +90,7 @@ def plot_ecg(
     return figure
 
 
-def _draw_annotations(axes, record: EcgRecord, start: float, pitch: float) -> None:
+def _draw_annotations(axes, record: "EcgRecord", start: float, pitch: float) -> None:
     """The symbols of `metadata["annotations"]` above the lowest row, which is ten seconds long in any layout."""
     for time, symbol in record.metadata.get("annotations", ()):
         if 0 <= time - start < SECONDS:
@@ -99,7 +99,7 @@ def _draw_annotations(axes, record: EcgRecord, start: float, pitch: float) -> No
             axes.text(*place, symbol, gid="annotation", zorder=3, **style)
 
 
-def _draw_row(axes, record: EcgRecord, row: list, start: float, baseline: float, top: float) -> None:
+def _draw_row(axes, record: "EcgRecord", row: list, start: float, baseline: float, top: float) -> None:
     """Calibration pulse (1 mV, 0.2 s) and traces of a row; `baseline` and `top` in mm above the paper's lower edge."""
     pulse = np.array([(3, 0), (5, 0), (5, 1), (10, 1), (10, 0), (12, 0)])  # mm, mV
     pen = {"color": INK, "linewidth": 0.8, "solid_joinstyle": "round", "zorder": 2}
