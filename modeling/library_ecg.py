@@ -64,7 +64,7 @@ def read_library(
     try:  # transformers takes an import outside a try block for a requirement of every model on the Hub
         from ecgdatakit import FileParser
     except ImportError as error:
-        raise ImportError(f"{source}: is a {kind} file; to read it: pip install 'ecgformers[formats]'") from error
+        raise ImportError(f'{source}: is a {kind} file; to read it: pip install "ecgformers[formats]"') from error
     path = Path(str(getattr(file, "name", "")))
     with nullcontext() if path.is_file() else tempfile.TemporaryDirectory(prefix="ecg-") as folder:
         if folder is not None:

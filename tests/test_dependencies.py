@@ -16,7 +16,6 @@ SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 DISTRIBUTIONS = packages_distributions()
 TRACKERS = {"tensorboard", "trackio"}  # imported by accelerate, which recipes give their names
-BESIDE = {"wfdb"}  # what our own reader is compared with
 PACKAGED = {name: path for name, path in FILES.items() if room_of(name) != "benchmarks"}
 
 
@@ -57,7 +56,7 @@ def test_there_is_one_version():
 
 
 def test_every_requirement_is_imported():
-    assert (REQUIRED | OPTIONAL.keys()) - set().union(*IMPORTED.values()) == TRACKERS | BESIDE
+    assert (REQUIRED | OPTIONAL.keys()) - set().union(*IMPORTED.values()) == TRACKERS
 
 
 @pytest.mark.parametrize("module", PACKAGED)

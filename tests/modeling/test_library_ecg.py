@@ -147,7 +147,7 @@ def test_what_is_no_ecg_is_refused(tmp_path, content):
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ecgdatakit", None)
     with pytest.raises(
-        ImportError, match=r"muse\.xml: is a XML file; to read it: pip install 'ecgformers\[formats\]'"
+        ImportError, match=r'muse\.xml: is a XML file; to read it: pip install "ecgformers\[formats\]"'
     ):
         read_ecg(muse(tmp_path))
 

@@ -144,5 +144,8 @@ def test_workers_and_order_change_nothing(folder, tmp_path):
         halves[workers] = {batch.pop("record_ids")[0]: batch for batch in loader}
     assert halves[0].keys() == halves[2].keys()
     for record, batch in halves[0].items():
-        assert all(torch.equal(batch[name], halves[2][record][name]) for name in batch)
+        again = halves[2][record]
+        assert batch.pop("gather") is again.pop("gather") is True
+        assert batch.keys() == again.keys()
+        assert all(torch.equal(batch[name], again[name]) for name in batch)
         assert batch["input_values"].shape == (1, 2, 12, 150) and batch["masked_steps"].shape == (1, 2, 20)

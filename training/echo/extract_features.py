@@ -131,7 +131,7 @@ def _load(extraction: Extraction) -> tuple[EchoClipModel, Any]:
         device = f"cuda:{os.getpid() % torch.cuda.device_count()}"  # processes start one after the other
     model = AutoModel.from_pretrained(extraction.model, dtype=torch.float32)
     if not isinstance(model, EchoClipModel):
-        raise ValueError(f"{extraction.model} holds a {type(model).__name__}, not an EchoClipModel")
+        raise ValueError(f"{extraction.model} holds a model of class {type(model).__name__}, not EchoClipModel")
     model.to(device)  # type: ignore[arg-type]
     return model.eval(), AutoImageProcessor.from_pretrained(extraction.model, backend="pil")
 

@@ -212,5 +212,5 @@ def test_another_model_is_refused(data, tmp_path):
     from tests.modeling.tiny_echoing_ecg import tiny_model
 
     tiny_model().save_pretrained(tmp_path / "student")
-    with pytest.raises(ValueError, match="of type echoing_ecg, not echo_clip"):
+    with pytest.raises(ValueError, match="of class EchoingEcgModel, not EchoClipModel"):
         extract(read_studies(data), Extraction(str(tmp_path / "student"), data), tmp_path / "echo.parquet")
