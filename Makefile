@@ -8,7 +8,7 @@ $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,train]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,train,formats]"
 	touch $@
 
 demo: $(VENV)/installed  ## read a real 12-lead ECG, run the models on it, draw it
