@@ -24,7 +24,6 @@ from tokenizers.models import WordPiece
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     PreTrainedTokenizerFast,
     pipeline,
@@ -38,7 +37,7 @@ from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.leads_ecg import MELP_LEADS
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.modeling_melp import MelpModel
-from ecgformers.modeling.pipelines_ecg import EcgClassificationPipeline, prompt_scores, tasks_of
+from ecgformers.modeling.pipelines_ecg import EcgClassificationPipeline, EcgToTextPipeline, tasks_of
 from ecgformers.modeling.plotting_ecg import plot_ecg
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.reading_ecg import read_ecg
@@ -46,7 +45,13 @@ from ecgformers.modeling.record_ecg import EcgRecord
 from ecgformers.modeling.rhythm_ecg import heart_rate
 from ecgformers.modeling.tokenization_melp import SPECIAL_TOKENS, as_report_tokenizer, special_token_settings
 
-FINDINGS = ("ptbxl_super", "ptbxl_rhythm")
+SUPERCLASSES = {
+    "NORM": "normal ECG",
+    "MI": "myocardial infarction",
+    "STTC": "ST-T changes",
+    "CD": "conduction disturbance",
+    "HYP": "hypertrophy",
+}
 
 
 def describe(record: EcgRecord) -> float | None:
@@ -110,20 +115,16 @@ def show_embedding(folder: Path, record: EcgRecord):
 
 def show_findings(folder: Path, record: EcgRecord):
     """Zero-shot findings, and a generated report when the model writes."""
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    for task in FINDINGS:
-        classes = prompts(TASKS[task])
-        inputs = processor(record, text=[text for texts in classes.values() for text in texts], return_tensors="pt")
-        with torch.no_grad():
-            logits = model(**inputs).logits_per_ecg
-        scores = prompt_scores(logits, [len(texts) for texts in classes.values()])[0].tolist()
-        ranked = sorted(zip(classes, scores, strict=True), key=lambda entry: -entry[1])[:5]
-        print(f"  {task:<13} " + "  ".join(f"{name} {score:+.2f}" for name, score in ranked))
-    if type(model.config) in AutoModelForSpeechSeq2Seq._model_mapping:
-        writer = AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval()
-        ids = writer.generate(**processor(record, return_tensors="pt"), max_new_tokens=60, num_beams=4)
-        print(f"  report        {processor.batch_decode(ids, skip_special_tokens=True)[0]}")
-    print("  Scores are similarities with texts, not probabilities; the report is generated text.")
+    texts = prompts(TASKS["ptbxl_super"])
+    classify = pipeline("zero-shot-ecg-classification", model=str(folder), device="cpu")
+    shares = classify(record, candidate_labels={SUPERCLASSES[name]: own for name, own in texts.items()})
+    print("  zero-shot     " + "  ".join(f"{entry['label']} {entry['score']:.2f}" for entry in shares))
+    if EcgToTextPipeline.task_name in tasks_of(classify.model.config):
+        write = pipeline("ecg-to-text", model=str(folder), device="cpu")
+        print(f"  report        {write(record, num_beams=4)[0]['generated_text']}")
+    print(
+        "  Shares say which of these texts fits best, not whether a finding is present; the report is generated text."
+    )
 
 
 def show_classes(folder: Path, record: EcgRecord):
