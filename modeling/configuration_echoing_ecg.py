@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .sizes_ecg import check_sizes
 
@@ -34,7 +34,7 @@ class EchoingEcgConfig(PreTrainedConfig):
     """
 
     model_type = "echoing_ecg"
-    sub_configs = {"text_config": BertConfig}
+    sub_configs_defaults = {"text_config": SubConfigSpec(BertConfig, init_kwargs={"vocab_size": 28996})}
 
     text_config: Any = None
     num_leads: int = 12
@@ -55,10 +55,6 @@ class EchoingEcgConfig(PreTrainedConfig):
     freeze_encoder: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.text_config is None:
-            self.text_config = {"vocab_size": 28996}
-        if isinstance(self.text_config, dict):
-            self.text_config = BertConfig(**self.text_config)
         if self.strides is None:
             self.strides = [2 if stage else 1 for stage in range(len(self.depths))]
         super().__post_init__(**kwargs)
@@ -81,6 +77,7 @@ class EchoingEcgConfig(PreTrainedConfig):
             "AutoModel": "modeling_echoing_ecg.EchoingEcgModel",
             "AutoModelForSequenceClassification": "modeling_echoing_ecg.EchoingEcgForSequenceClassification",
         }
+        self.text_config.__dict__.pop("auto_map", None)  # of a folder of its own
         super().save_pretrained(save_directory, **kwargs)
 
 

@@ -2,53 +2,31 @@
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .sizes_ecg import check_sizes
-
 
 @strict
-class MelpEcgConfig(PreTrainedConfig):
-    r"""MELP's ECG tower: an encoder, wav2vec 2.0 over 12 leads by default, and two attentional poolers.
-
-    The defaults are the published sizes; those of the residual network that the authors compare with are
-    `MelpEcgConfig(encoder_type="resnet", hidden_size=256, num_beat_queries=10)`.
+class MelpWav2Vec2Config(PreTrainedConfig):
+    r"""MELP's own ECG encoder, wav2vec 2.0 over 12 leads.
 
     Args:
-        encoder_type: "wav2vec2", or "resnet": a residual network and a convolution of 1 tap to `hidden_size`.
         num_leads: leads of the input; their order is the feature extractor's affair.
-        stem_size, hidden_sizes, depths, strides: for "resnet": channels of the first convolution, which halves the
-            time resolution; channels, residual blocks and stride of each stage.
-        hidden_size: width of the states that the encoder gives to the poolers.
-        hidden_dropout: between the parts of the encoder, and between encoder and poolers.
-        conv_dim, conv_kernel, conv_stride: channels, kernel and stride of each convolution block.  From here
-            to `feature_grad_mult`, for "wav2vec2".
+        conv_dim, conv_kernel, conv_stride: channels, kernel and stride of each convolution block.
         num_conv_pos_embeddings, num_conv_pos_embedding_groups: kernel and groups of the positional convolution.
+        hidden_size: width of the states that the encoder gives to the poolers.
+        feat_extract_activation, hidden_act: of the convolutions, and of the transformer.
+        hidden_dropout: between the parts of the encoder.
         feature_grad_mult: factor on the gradients that reach the convolution blocks.
-        num_caption_queries, caption_dim: number and width of the caption tokens (token level).
-        num_beat_queries: number of beat embeddings (beat level); the paper names 10, the published weights have 14.
-        num_pooler_heads: attention heads of both poolers.
-        projection_dim: width of beat, rhythm and text embeddings.
-        num_codevector_groups, num_codevectors_per_group, codevector_dim: product quantiser of the pretraining stage.
-        gumbel_temperature: how random its choice of codes is while training.
-        mask_time_prob, mask_time_length, num_negatives, contrastive_temperature: masked prediction of that stage.
-        logit_scale_init_value, max_logit_scale: logarithm of the first scale of its CMSC loss, and the largest scale.
-        freeze_encoder: train only the classifier of `MelpForSequenceClassification`.
     """
 
-    model_type = "melp_ecg"
-    base_config_key = "ecg_config"
+    model_type = "melp_wav2vec2"
+    base_config_key = "encoder_config"
 
-    encoder_type: Literal["wav2vec2", "resnet"] = "wav2vec2"
     num_leads: int = 12
-    stem_size: int = 64
-    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
-    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
-    strides: list[int] | tuple[int, ...] = (1, 2, 2, 2)
     conv_dim: list[int] | tuple[int, ...] = (256, 256, 256, 256)
     conv_kernel: list[int] | tuple[int, ...] = (2, 2, 2, 2)
     conv_stride: list[int] | tuple[int, ...] = (2, 2, 2, 2)
@@ -58,17 +36,69 @@ class MelpEcgConfig(PreTrainedConfig):
     num_hidden_layers: int = 8
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    feat_extract_activation: str = "gelu"
     hidden_act: str = "gelu"
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     feature_grad_mult: float | int = 0.1
-    num_caption_queries: int = 128
-    caption_dim: int = 768
-    num_beat_queries: int = 14
-    num_pooler_heads: int = 8
-    projection_dim: int = 256
+
+    def validate_architecture(self):
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
+            raise ValueError(
+                "conv_dim, conv_kernel and conv_stride describe the same blocks and must be equally long; "
+                f"they have {len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)} entries"
+            )
+        check_heads(self, "hidden_size", self.num_attention_heads)
+
+
+@strict
+class MelpResNetConfig(PreTrainedConfig):
+    r"""The residual network that the authors compare with: a convolution of 1 tap to `hidden_size` follows on it.
+
+    Args:
+        num_leads: leads of the input; their order is the feature extractor's affair.
+        stem_size: channels of the first convolution, which halves the time resolution.
+        hidden_sizes, depths, strides: channels, residual blocks and stride of each stage.
+        hidden_size: width of the states that the encoder gives to the poolers.
+        hidden_dropout: of those states.
+    """
+
+    model_type = "melp_resnet"
+    base_config_key = "encoder_config"
+
+    num_leads: int = 12
+    stem_size: int = 64
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    strides: list[int] | tuple[int, ...] = (1, 2, 2, 2)
+    hidden_size: int = 256
+    hidden_dropout: float | int = 0.1
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        if not len(self.hidden_sizes) == len(self.depths) == len(self.strides):
+            raise ValueError(
+                "hidden_sizes, depths and strides describe the same stages and must be equally long; "
+                f"they have {len(self.hidden_sizes)}, {len(self.depths)} and {len(self.strides)} entries"
+            )
+
+
+@strict
+class MelpPretrainingConfig(PreTrainedConfig):
+    r"""What only the stage without labels has, `MelpEcgForPreTraining`.
+
+    Args:
+        num_codevector_groups, num_codevectors_per_group, codevector_dim: product quantiser.
+        gumbel_temperature: how random its choice of codes is while training.
+        mask_time_prob, mask_time_length, num_negatives, contrastive_temperature: masked prediction.
+        logit_scale_init_value, max_logit_scale: logarithm of the first scale of the CMSC loss, and the largest scale.
+    """
+
+    model_type = "melp_pretraining"
+    base_config_key = "pretraining_config"
+
     num_codevector_groups: int = 2
     num_codevectors_per_group: int = 320
     codevector_dim: int = 256
@@ -79,28 +109,97 @@ class MelpEcgConfig(PreTrainedConfig):
     contrastive_temperature: float = 0.1
     logit_scale_init_value: float = math.log(1 / 0.07)
     max_logit_scale: float | int = 100
+
+
+ENCODERS = {"wav2vec2": MelpWav2Vec2Config, "resnet": MelpResNetConfig}
+
+
+def check_heads(config: PreTrainedConfig, name: str, heads: int):
+    """Raise `ValueError` where a width is not a multiple of its attention heads."""
+    if getattr(config, name) % heads:
+        raise ValueError(
+            f"{name} ({getattr(config, name)}) must be a multiple of its number of attention heads ({heads})"
+        )
+
+
+@strict
+class MelpEcgConfig(PreTrainedConfig):
+    r"""MELP's ECG tower: an encoder and two attentional poolers; the defaults are the published sizes.
+
+    Fields of a part may be given without naming the part, as in folders saved before there were parts:
+    `MelpEcgConfig(encoder_type="resnet", hidden_dropout=0.2, num_beat_queries=10)`.
+
+    Args:
+        encoder_config: a `MelpWav2Vec2Config` or a `MelpResNetConfig`; as a mapping its `model_type` says which.
+        pretraining_config: a `MelpPretrainingConfig`; None but in the stage without labels.
+        num_caption_queries, caption_dim: number and width of the caption tokens (token level).
+        num_beat_queries: number of beat embeddings (beat level); the paper names 10, the published weights have 14.
+        num_pooler_heads: attention heads of both poolers.
+        projection_dim: width of beat, rhythm and text embeddings.
+        freeze_encoder: train only the classifier of `MelpForSequenceClassification`.
+    """
+
+    model_type = "melp_ecg"
+    base_config_key = "ecg_config"
+    sub_configs_defaults = {"encoder_config": MelpWav2Vec2Config}
+
+    encoder_config: Any = None
+    pretraining_config: Any = None
+    num_caption_queries: int = 128
+    caption_dim: int = 768
+    num_beat_queries: int = 14
+    num_pooler_heads: int = 8
+    projection_dim: int = 256
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
     freeze_encoder: bool = False
 
+    def __post_init__(self, **kwargs):
+        def own(part: type[PreTrainedConfig]) -> dict[str, Any]:
+            """The fields of a part that were given without its name."""
+            return {name: kwargs.pop(name) for name in [*kwargs] if name in part.__annotations__}
+
+        encoder = self.encoder_config
+        if not isinstance(encoder, PreTrainedConfig):
+            encoder = dict(encoder or {})
+            kind = encoder.pop("model_type", f"melp_{kwargs.pop('encoder_type', 'wav2vec2')}").removeprefix("melp_")
+            if kind not in ENCODERS:
+                raise ValueError(f"encoder_type must be one of {', '.join(ENCODERS)}, not {kind!r}")
+            shared = {"initializer_range": self.initializer_range, "layer_norm_eps": self.layer_norm_eps}
+            shared = {name: value for name, value in shared.items() if name in ENCODERS[kind].__annotations__}
+            self.encoder_config = ENCODERS[kind](**{**shared, **encoder, **own(ENCODERS[kind])})
+        for part in ENCODERS.values():
+            own(part)  # folders saved before hold those of the other encoder, too
+        stage = own(MelpPretrainingConfig)
+        if isinstance(self.pretraining_config, dict):
+            stage = self.pretraining_config | stage
+        if stage and self.architectures in (None, ["MelpEcgForPreTraining"]):
+            self.pretraining_config = MelpPretrainingConfig(**stage)
+        super().__post_init__(**kwargs)
+
+    @property
+    def encoder_type(self) -> str:
+        """ "wav2vec2" or "resnet"."""
+        return self.encoder_config.model_type.removeprefix("melp_")
+
+    @property
+    def hidden_size(self) -> int:
+        return self.encoder_config.hidden_size
+
     def validate_architecture(self):
-        check_sizes(self)
-        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
-            raise ValueError(
-                "conv_dim, conv_kernel and conv_stride describe the same blocks and must be equally long; "
-                f"they have {len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)} entries"
-            )
-        if not len(self.hidden_sizes) == len(self.depths) == len(self.strides):
-            raise ValueError(
-                "hidden_sizes, depths and strides describe the same stages and must be equally long; "
-                f"they have {len(self.hidden_sizes)}, {len(self.depths)} and {len(self.strides)} entries"
-            )
-        encoder_heads = self.num_attention_heads if self.encoder_type == "wav2vec2" else 1
-        for width, heads, name in (
-            (self.hidden_size, encoder_heads, "hidden_size"),
-            (self.caption_dim, self.num_pooler_heads, "caption_dim"),
-            (self.projection_dim, self.num_pooler_heads, "projection_dim"),
-        ):
-            if width % heads:
-                raise ValueError(f"{name} ({width}) must be a multiple of its number of attention heads ({heads})")
+        check_heads(self, "caption_dim", self.num_pooler_heads)
+        check_heads(self, "projection_dim", self.num_pooler_heads)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of its parts only what they add to every configuration, and no stage that is not there."""
+        output = super().to_dict()
+        for name in ("encoder_config", "pretraining_config"):
+            part = getattr(self, name)
+            if part is None:
+                output.pop(name, None)
+            else:
+                output[name] = {key: value for key, value in part.to_diff_dict().items() if key in output[name]}
+        return output
 
     def save_pretrained(self, save_directory, **kwargs):
         self.auto_map = {
@@ -121,6 +220,7 @@ class MelpConfig(PreTrainedConfig):
         ecg_config, text_config: the two towers; `text_config` is a causal BERT.
         decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: the text decoder, as wide as
             the text encoder.  Each layer is a self-attention block and a cross-attention block.
+        hidden_act: of the text decoder and of the projection of texts.
         projection_dim: width of the shared embedding space.
         cls_position: position id of the `[CLS]` that closes every text.  The reference gives it the padded length (127
             in training), which makes an embedding depend on padding; fixed, it does not.
@@ -132,7 +232,7 @@ class MelpConfig(PreTrainedConfig):
     """
 
     model_type = "melp"
-    sub_configs = {"ecg_config": MelpEcgConfig, "text_config": BertConfig}
+    sub_configs_defaults = {"ecg_config": MelpEcgConfig, "text_config": BertConfig}
 
     ecg_config: Any = None
     text_config: Any = None
@@ -140,6 +240,7 @@ class MelpConfig(PreTrainedConfig):
     decoder_num_attention_heads: int = 8
     decoder_intermediate_size: int = 3072
     decoder_layer_norm_eps: float = 1e-5
+    hidden_act: str = "gelu"
     projection_dim: int = 256
     initializer_range: float = 0.02
     logit_scale_init_value: float = math.log(1 / 0.07)
@@ -163,15 +264,12 @@ class MelpConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.ecg_config is None:
-            self.ecg_config = MelpEcgConfig()
-        elif isinstance(self.ecg_config, dict):
-            self.ecg_config = MelpEcgConfig(**self.ecg_config)
         if self.text_config is None:
             self.text_config = {"vocab_size": 30523, "pad_token_id": self.pad_token_id}
         if isinstance(self.text_config, dict):
-            self.text_config = BertConfig(**{**self.text_config, "is_decoder": True})
+            self.text_config = {**self.text_config, "is_decoder": True}
         super().__post_init__(**kwargs)
+        self.ecg_config.pretraining_config = None
 
     @property
     def special_token_ids(self) -> tuple[int, ...]:
@@ -186,7 +284,6 @@ class MelpConfig(PreTrainedConfig):
         )
 
     def validate_architecture(self):
-        check_sizes(self)
         if self.ecg_config.caption_dim != self.text_config.hidden_size:
             raise ValueError(
                 "the decoder attends to the caption tokens: ecg_config.caption_dim "
@@ -219,10 +316,13 @@ class MelpConfig(PreTrainedConfig):
             "AutoModelForSpeechSeq2Seq": "modeling_melp.MelpForConditionalGeneration",
             "AutoModelForSequenceClassification": "modeling_melp.MelpForSequenceClassification",
         }
+        for part in (self.ecg_config, self.text_config):  # they come from folders of their own, with other classes
+            part.architectures = None
+            part.__dict__.pop("auto_map", None)
         super().save_pretrained(save_directory, **kwargs)
 
 
 MelpEcgConfig.register_for_auto_class()
 MelpConfig.register_for_auto_class()
 
-__all__ = ["MelpConfig", "MelpEcgConfig"]
+__all__ = ["MelpConfig", "MelpEcgConfig", "MelpPretrainingConfig", "MelpResNetConfig", "MelpWav2Vec2Config"]

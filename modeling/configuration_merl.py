@@ -31,6 +31,7 @@ class MerlConfig(PreTrainedConfig):
         num_pooler_heads: for "resnet": attention heads of the pooling.
         patch_size: for "vit": samples of a patch.
         num_hidden_layers, num_attention_heads, intermediate_size, layer_norm_eps: for "vit": its blocks.
+        hidden_act: of the blocks of "vit", and of the projection of texts.
         projection_dim: width of the embeddings.
         initializer_range: standard deviation of new linear layers.
         logit_scale_init_value, max_logit_scale: logarithm of the first scale of the cross-modal loss, and the largest
@@ -41,7 +42,7 @@ class MerlConfig(PreTrainedConfig):
     """
 
     model_type = "merl"
-    sub_configs = {"text_config": BertConfig}
+    sub_configs_defaults = {"text_config": BertConfig}
 
     text_config: Any = None
     encoder_type: Literal["resnet", "vit"] = "resnet"
@@ -59,6 +60,7 @@ class MerlConfig(PreTrainedConfig):
     num_attention_heads: int = 3
     intermediate_size: int = 768
     layer_norm_eps: float = 1e-5
+    hidden_act: str = "gelu"
     projection_dim: int = 256
     initializer_range: float = 0.02
     logit_scale_init_value: float = math.log(1 / 0.07)
@@ -67,13 +69,6 @@ class MerlConfig(PreTrainedConfig):
     unimodal_temperature: float = 0.07
     num_frozen_text_layers: int = 0
     freeze_encoder: bool = False
-
-    def __post_init__(self, **kwargs):
-        if self.text_config is None:
-            self.text_config = {}
-        if isinstance(self.text_config, dict):
-            self.text_config = BertConfig(**self.text_config)
-        super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         check_sizes(self)
@@ -92,6 +87,7 @@ class MerlConfig(PreTrainedConfig):
             "AutoModel": "modeling_merl.MerlModel",
             "AutoModelForSequenceClassification": "modeling_merl.MerlForSequenceClassification",
         }
+        self.text_config.__dict__.pop("auto_map", None)  # of a folder of its own
         super().save_pretrained(save_directory, **kwargs)
 
 

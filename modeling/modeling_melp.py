@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertModel, GenerationMixin
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,7 +27,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .attention_ecg import MultiHeadAttention
-from .configuration_melp import MelpConfig
+from .configuration_melp import MelpConfig, MelpEcgConfig
 from .loading_ecg import CheckedLoadingMixin
 from .losses_ecg import contrastive_loss
 from .losses_melp import beat_alignment_loss, caption_loss
@@ -107,6 +108,7 @@ class MelpDecoderBlock(nn.Module):
             config, width, config.decoder_num_attention_heads, is_causal=not is_cross, layer_idx=layer_idx
         )
         self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
+        self.activation = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(width, config.decoder_intermediate_size)
         self.fc2 = nn.Linear(config.decoder_intermediate_size, width)
 
@@ -116,7 +118,7 @@ class MelpDecoderBlock(nn.Module):
         if context is not None:
             context = self.context_norm(context)
         hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), context, **kwargs)[0]
-        return hidden_states + self.fc2(F.gelu(self.fc1(self.feed_forward_norm(hidden_states))))
+        return hidden_states + self.fc2(self.activation(self.fc1(self.feed_forward_norm(hidden_states))))
 
 
 class MelpDecoderLayer(GradientCheckpointingLayer):
@@ -202,7 +204,9 @@ class MelpModel(MelpPreTrainedModel):
         self.ecg_model = MelpEcgModel(config.ecg_config)
         self.text_model = BertModel(config.text_config, add_pooling_layer=False)
         self.text_projection = nn.Sequential(
-            nn.Linear(width, config.projection_dim), nn.GELU(), nn.Linear(config.projection_dim, config.projection_dim)
+            nn.Linear(width, config.projection_dim),
+            ACT2FN[config.hidden_act],
+            nn.Linear(config.projection_dim, config.projection_dim),
         )
         self.sentence_projection = nn.Linear(width, config.projection_dim)
         self.text_decoder = MelpTextDecoder(config)
@@ -454,6 +458,11 @@ class MelpForSequenceClassification(MelpEcgForSequenceClassification):
     """`MelpEcgForSequenceClassification` with the whole model's config: loads from the folder of a `MelpModel`."""
 
     config: MelpConfig  # type: ignore[assignment]
+    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^sentence_projection", r"^logit_scale"]
+
+    @property
+    def ecg_config(self) -> MelpEcgConfig:
+        return self.config.ecg_config
 
 
 MelpModel.register_for_auto_class("AutoModel")

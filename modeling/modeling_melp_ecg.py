@@ -26,8 +26,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_ecg import MultiHeadAttention
 from .classification_ecg import EcgClassifierMixin
+<<<<<<< HEAD
 from .configuration_melp import MelpEcgConfig
 from .loading_ecg import CheckedLoadingMixin
+=======
+from .configuration_melp import MelpEcgConfig, MelpResNetConfig, MelpWav2Vec2Config
+>>>>>>> 1a4c492 (Configs say what is there: MELP's tower holds the config of its encoder, wav2vec 2.0 or residual network, and that of the stage without labels only there; activations are settings; folders saved before load as they did)
 from .masking_ecg import length_mask, masked_input, mean_over_time
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
@@ -75,14 +79,15 @@ def conv_output_length(length: Length, kernel: int, stride: int) -> Length:
 
 
 class MelpConvBlock(nn.Module):
-    """Strided convolution and GELU; the first block normalises each channel over time, as in wav2vec 2.0."""
+    """Strided convolution and activation; the first block normalises each channel over time, as in wav2vec 2.0."""
 
-    def __init__(self, config: MelpEcgConfig, index: int):
+    def __init__(self, config: MelpWav2Vec2Config, index: int):
         super().__init__()
         in_channels = config.conv_dim[index - 1] if index else config.num_leads
         self.conv = nn.Conv1d(
             in_channels, config.conv_dim[index], config.conv_kernel[index], config.conv_stride[index], bias=False
         )
+        self.activation = ACT2FN[config.feat_extract_activation]
         self.norm = None if index else nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
 
     def forward(self, states: torch.Tensor, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -92,7 +97,7 @@ class MelpConvBlock(nn.Module):
         """
         states = self.conv(states)
         if lengths is None:
-            return F.gelu(self.norm(states) if self.norm is not None else states), None
+            return self.activation(self.norm(states) if self.norm is not None else states), None
         lengths = conv_output_length(lengths, self.conv.kernel_size[0], self.conv.stride[0])
         mask = length_mask(lengths, states.shape[-1])[:, None]  # (batch, 1, time)
         if self.norm is not None:
@@ -101,14 +106,15 @@ class MelpConvBlock(nn.Module):
             variance = ((states - mean) * mask).square().sum(-1, keepdim=True) / count
             states = (states - mean) * torch.rsqrt(variance + self.norm.eps)
             states = states * self.norm.weight[:, None] + self.norm.bias[:, None]
-        return F.gelu(states) * mask, lengths
+        return self.activation(states) * mask, lengths
 
 
 class MelpConvPositionalEmbedding(nn.Module):
     """Relative positions from a wide grouped convolution (wav2vec 2.0)."""
 
-    def __init__(self, config: MelpEcgConfig):
+    def __init__(self, config: MelpWav2Vec2Config):
         super().__init__()
+        self.activation = ACT2FN[config.feat_extract_activation]
         kernel = config.num_conv_pos_embeddings
         self.drop_last = kernel % 2 == 0
         conv = nn.Conv1d(
@@ -124,7 +130,7 @@ class MelpConvPositionalEmbedding(nn.Module):
         positions = self.conv(hidden_states.transpose(1, 2))  # (batch, hidden, time + 1)
         if self.drop_last:
             positions = positions[..., :-1]
-        return F.gelu(positions).transpose(1, 2)  # (batch, time, hidden)
+        return self.activation(positions).transpose(1, 2)  # (batch, time, hidden)
 
 
 class MelpEcgPooler(nn.Module):
@@ -157,7 +163,7 @@ class MelpEcgPooler(nn.Module):
 class MelpEcgLayer(GradientCheckpointingLayer):
     """Post-norm transformer layer."""
 
-    def __init__(self, config: MelpEcgConfig):
+    def __init__(self, config: MelpWav2Vec2Config):
         super().__init__()
         self.self_attn = MultiHeadAttention(
             config, config.hidden_size, config.num_attention_heads, dropout=config.attention_dropout
@@ -210,13 +216,14 @@ class MelpEcgEncoder(MelpEcgPreTrainedModel):
     The published encoder takes 5,000 samples (10 s at 500 Hz) scaled to [0, 1] and gives 312 time steps.
     """
 
+    config: MelpWav2Vec2Config  # type: ignore[assignment]
     base_model_prefix = "encoder"
     _can_record_outputs = {
         "hidden_states": MelpEcgLayer,
         "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
     }
 
-    def __init__(self, config: MelpEcgConfig):
+    def __init__(self, config: MelpWav2Vec2Config):
         super().__init__(config)
         self.conv_blocks = nn.ModuleList([MelpConvBlock(config, i) for i in range(len(config.conv_dim))])
         self.feature_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
@@ -296,10 +303,11 @@ class MelpEcgResNet(ResidualNetworkMixin, MelpEcgPreTrainedModel):
     The ResNet-18 that the authors compare with takes 5,000 samples and gives 313 time steps.
     """
 
+    config: MelpResNetConfig  # type: ignore[assignment]
     base_model_prefix = "encoder"
     _can_record_outputs = {"hidden_states": ResidualStage}
 
-    def __init__(self, config: MelpEcgConfig):
+    def __init__(self, config: MelpResNetConfig):
         super().__init__(config)
         self.add_residual_network(
             config.num_leads, config.stem_size, config.hidden_sizes, config.depths, config.strides
@@ -332,12 +340,18 @@ class MelpEcgResNet(ResidualNetworkMixin, MelpEcgPreTrainedModel):
         return BaseModelOutput(self.dropout(self.feature_projection(features).transpose(1, 2)))
 
 
+def make_encoder(config: MelpEcgConfig) -> MelpEcgEncoder | MelpEcgResNet:
+    """The encoder that `config.encoder_config` describes."""
+    encoder_class = MelpEcgResNet if config.encoder_type == "resnet" else MelpEcgEncoder
+    return encoder_class(config.encoder_config)
+
+
 class MelpEcgModel(MelpEcgPreTrainedModel):
     """MELP's ECG tower: the encoder, its caption tokens, its beat embeddings and their mean, the ECG's embedding."""
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
-        self.encoder = MelpEcgResNet(config) if config.encoder_type == "resnet" else MelpEcgEncoder(config)
+        self.encoder = make_encoder(config)
         self.caption_pooler = MelpEcgPooler(
             config, config.num_caption_queries, config.caption_dim, config.num_pooler_heads, config.hidden_size
         )
@@ -397,17 +411,19 @@ class MelpEcgModel(MelpEcgPreTrainedModel):
 class MelpEcgForSequenceClassification(EcgClassifierMixin, MelpEcgPreTrainedModel):
     """The ECG tower and a linear head on its probe feature, for `Trainer`; see `EcgClassifierMixin`."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^sentence_projection", r"^logit_scale"]
     _unused_parameters = ("caption_pooler.", "caption_norm.", "beat_projection.", "encoder.mask_embedding")
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
-        ecg_config = getattr(config, "ecg_config", config)
-        self.ecg_model = MelpEcgModel(ecg_config)
-        self.before_classifier = nn.Dropout(ecg_config.hidden_dropout)
-        self.classifier = nn.Linear(ecg_config.projection_dim, config.num_labels)  # type: ignore[arg-type]
+        self.ecg_model = MelpEcgModel(self.ecg_config)
+        self.before_classifier = nn.Dropout(self.ecg_config.encoder_config.hidden_dropout)
+        self.classifier = nn.Linear(self.ecg_config.projection_dim, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
         self._freeze_as_configured()
+
+    @property
+    def ecg_config(self) -> MelpEcgConfig:
+        return self.config
 
 
 MelpEcgModel.register_for_auto_class("AutoModel")

@@ -4,6 +4,7 @@ For research use; not a medical device.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,9 @@ from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .configuration_melp import MelpEcgConfig
+from .configuration_melp import MelpEcgConfig, MelpPretrainingConfig
 from .losses_melp_pretraining import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
-from .modeling_melp_ecg import MelpEcgEncoder, MelpEcgPreTrainedModel, MelpEcgResNet
+from .modeling_melp_ecg import MelpEcgPreTrainedModel, MelpEcgResNet, make_encoder
 
 
 @dataclass
@@ -38,13 +39,13 @@ class MelpEcgForPreTrainingOutput(ModelOutput):
 class MelpProductQuantizer(nn.Module):
     """Picks one code of each group for every time step (wav2vec 2.0, section 2): Gumbel softmax while training."""
 
-    def __init__(self, config: MelpEcgConfig):
+    def __init__(self, config: MelpPretrainingConfig, feature_size: int):
         super().__init__()
         self.num_groups = config.num_codevector_groups
         num_codes = self.num_groups * config.num_codevectors_per_group
         self.temperature = config.gumbel_temperature
         self.codevectors = nn.Parameter(torch.empty(1, num_codes, config.codevector_dim // self.num_groups))
-        self.code_projection = nn.Linear(config.conv_dim[-1], num_codes)
+        self.code_projection = nn.Linear(feature_size, num_codes)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, time, conv_dim) -> quantised (batch, time, codevector_dim) and the choices, one-hot
@@ -76,17 +77,16 @@ class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
-        self.encoder: MelpEcgEncoder | MelpEcgResNet
-        if config.encoder_type == "resnet":
-            self.encoder = MelpEcgResNet(config)
-        else:
-            self.encoder = MelpEcgEncoder(config)
-            self.feature_dropout = nn.Dropout(config.hidden_dropout)
-            self.quantizer = MelpProductQuantizer(config)
-            self.target_projection = nn.Linear(config.codevector_dim, config.codevector_dim)
-            self.context_projection = nn.Linear(config.hidden_size, config.codevector_dim)
-        self.recording_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        stage = config.pretraining_config = config.pretraining_config or MelpPretrainingConfig()
+        encoder: Any = config.encoder_config
+        self.encoder = make_encoder(config)
+        if config.encoder_type == "wav2vec2":
+            self.feature_dropout = nn.Dropout(encoder.hidden_dropout)
+            self.quantizer = MelpProductQuantizer(stage, encoder.conv_dim[-1])
+            self.target_projection = nn.Linear(stage.codevector_dim, stage.codevector_dim)
+            self.context_projection = nn.Linear(encoder.hidden_size, stage.codevector_dim)
+        self.recording_projection = nn.Linear(encoder.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(stage.logit_scale_init_value))
         self.post_init()
 
     @torch.no_grad()
@@ -96,12 +96,12 @@ class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
             init.normal_(module.code_projection.weight)
             init.uniform_(module.codevectors)
         elif module is self:
-            init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+            init.constant_(self.logit_scale, self.config.pretraining_config.logit_scale_init_value)
 
     @property
     def cosine_scale(self) -> torch.Tensor:
         """The factor on cosine similarities, 1 / temperature."""
-        return self.logit_scale.exp().clamp(max=self.config.max_logit_scale)
+        return self.logit_scale.exp().clamp(max=self.config.pretraining_config.max_logit_scale)
 
     @can_return_tuple
     def forward(
@@ -152,7 +152,7 @@ class MelpEcgForPreTraining(MelpEcgPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The states of the masked halves (batch * 2, time, hidden), the loss and the perplexity of the codes."""
-        config = self.config
+        config = self.config.pretraining_config
         if masked_steps is None:
             time = self.encoder.output_length(halves.shape[-1])
             masked_steps = sample_span_mask(

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -157,6 +158,7 @@ class MerlLayer(GradientCheckpointingLayer):
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.attention = MultiHeadAttention(config, width, config.num_attention_heads, dropout=config.hidden_dropout)
         self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
+        self.activation = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(width, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, width)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -164,7 +166,7 @@ class MerlLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         attention, _ = self.attention(self.attention_norm(hidden_states), attention_mask=attention_mask)
         hidden_states = hidden_states + self.dropout(attention)
-        feed_forward = self.fc2(self.dropout(F.gelu(self.fc1(self.feed_forward_norm(hidden_states)))))
+        feed_forward = self.fc2(self.dropout(self.activation(self.fc1(self.feed_forward_norm(hidden_states)))))
         return hidden_states + self.dropout(feed_forward)
 
 
@@ -331,7 +333,7 @@ class MerlModel(MerlPreTrainedModel):
         self.view_dropout = nn.Dropout(config.unimodal_dropout)
         self.text_model = BertModel(config.text_config)
         self.text_projection = nn.Sequential(
-            nn.Linear(config.text_config.hidden_size, size), nn.GELU(), nn.Linear(size, size)
+            nn.Linear(config.text_config.hidden_size, size), ACT2FN[config.hidden_act], nn.Linear(size, size)
         )
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()

@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None):
     steps = 0 if model.config.encoder_type == "resnet" else int(model.encoder.output_length(half))
 
     def make_collator(epoch: int, augmentation: Augmentation = settings.augmentation) -> EcgHalvesCollator:
-        return EcgHalvesCollator(model.config, steps, extractor.sampling_rate, augmentation, loop.seed, epoch)
+        stage, rate = model.config.pretraining_config, extractor.sampling_rate
+        return EcgHalvesCollator(stage, steps, rate, augmentation, loop.seed, epoch)
 
     cache = Path(settings.cache)
     num_records, batches = training_batches(

@@ -60,7 +60,7 @@ def build_model(
     if settings.text:
         bert = BertModel.from_pretrained(settings.text, add_pooling_layer=False)
         bert.resize_token_embeddings(len(tokenizer))
-        text_config = bert.config.to_diff_dict() | text_config
+        text_config = bert.config.to_diff_dict() | {"architectures": None} | text_config
     text_config |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     model = model_class(EchoingEcgConfig(text_config=text_config, **fields))
     if settings.text:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
-from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
@@ -28,11 +28,13 @@ def build_model(settings: AlignmentSettings, tokenizer: PreTrainedTokenizerFast)
     fields = dict(settings.model)
     if settings.ecg:
         encoder = MelpEcgForPreTraining.from_pretrained(settings.ecg)
-        trained = {name: getattr(encoder.config, name) for name in encoder.config.to_diff_dict()}
-        fields["ecg_config"] = trained | fields.get("ecg_config", {})
+        trained = encoder.config.to_diff_dict()
+        sizes = {name: trained[name] for name in MelpEcgConfig.__annotations__ if name in trained}
+        sizes.pop("pretraining_config")
+        fields["ecg_config"] = sizes | fields.get("ecg_config", {})
     if settings.text:
         bert = BertForMaskedLM.from_pretrained(settings.text)
-        fields["text_config"] = bert.config.to_diff_dict() | fields.get("text_config", {})
+        fields["text_config"] = bert.config.to_diff_dict() | {"architectures": None} | fields.get("text_config", {})
     fields["text_config"] = fields.get("text_config", {}) | {"vocab_size": len(tokenizer)}
     model = MelpModel(MelpConfig(**fields, **special_token_settings(tokenizer)))
     if settings.ecg:

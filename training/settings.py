@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from transformers import PreTrainedConfig
 
+from ecgformers.modeling.configuration_melp import ENCODERS, MelpEcgConfig, MelpPretrainingConfig
 from ecgformers.options import Options, option, parse
 
 Settings = TypeVar("Settings")
@@ -80,15 +81,22 @@ def _put(values: dict[str, Any], keys: list[str], value: Any):
 def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: str = "model."):
     """Raise `ValueError` for fields that a configuration does not have: it would keep them, and nobody read them."""
     known = config().to_dict()
+<<<<<<< HEAD
     if not isinstance(values, dict):
         raise ValueError(f"{where.removesuffix('.')} must hold settings, not {values!r:.40}")
+=======
+    if config is MelpEcgConfig:  # it takes the fields of its parts without their names
+        known |= {"encoder_type": None, "encoder_config": None, "pretraining_config": None}
+        known |= {name: None for part in (*ENCODERS.values(), MelpPretrainingConfig) for name in part.__annotations__}
+>>>>>>> 1a4c492 (Configs say what is there: MELP's tower holds the config of its encoder, wav2vec 2.0 or residual network, and that of the stage without labels only there; activations are settings; folders saved before load as they did)
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f" ({close[0]}?)" if close else ""
             raise ValueError(f"unknown setting {where}{name}{hint} of {config.__name__}")
-    for name, part in config.sub_configs.items():
-        check_fields(part, values.get(name) or {}, f"{where}{name}.")
+    for name in config.sub_configs:
+        if values.get(name):
+            check_fields(type(getattr(config(**{name: values[name]}), name)), values[name], f"{where}{name}.")
 
 
 def build(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:

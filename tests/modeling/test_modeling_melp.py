@@ -193,7 +193,7 @@ def test_similarities_need_no_pairs(model, texts):
 
 def test_hidden_states_and_attentions(model):
     output = model.get_ecg_features(ecg_batch(2), output_hidden_states=True)
-    assert len(output.hidden_states) == model.config.ecg_config.num_hidden_layers + 1
+    assert len(output.hidden_states) == model.config.ecg_config.encoder_config.num_hidden_layers + 1
     assert output.hidden_states[-1].shape == output.last_hidden_state.shape
     eager = MelpModel._from_config(tiny_config(), attn_implementation="eager").eval()
     eager.load_state_dict(model.state_dict())
@@ -234,7 +234,7 @@ def test_bfloat16(model, texts):
 def test_the_gradient_to_the_convolutions_is_scaled(model):
     gradients = []
     for factor in (1.0, 0.1):
-        model.config.ecg_config.feature_grad_mult = factor
+        model.config.ecg_config.encoder_config.feature_grad_mult = factor
         model.zero_grad()
         model.get_ecg_features(ecg_batch()).ecg_embeds[:, 0].sum().backward()
         gradients.append(model.ecg_model.encoder.conv_blocks[1].conv.weight.grad.clone())

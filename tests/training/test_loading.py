@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ecgformers.datasets_scripts.preparing import Augmentation, prepare, stream
 from ecgformers.datasets_scripts.rows import row_features, row_to_record
-from ecgformers.modeling.configuration_melp import MelpEcgConfig
+from ecgformers.modeling.configuration_melp import MelpPretrainingConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.training.loading import EcgHalvesCollator, keep_rows, load_split, streamed_batches
 
@@ -135,7 +135,7 @@ def test_processes_share_a_stream_and_a_resumed_one_goes_on(folder):
 
 def test_workers_and_order_change_nothing(folder, tmp_path):
     prepared = prepare(load_split([str(folder)], "train"), EXTRACTOR, tmp_path)
-    config = MelpEcgConfig(num_negatives=5, mask_time_length=3)
+    config = MelpPretrainingConfig(num_negatives=5, mask_time_length=3)
     augmentation = Augmentation(lead_drop=0.5, shift=0.5, scale=0.1, noise=0.01)
     collator = EcgHalvesCollator(config, 20, 100, augmentation, seed=1, epoch=3)
     halves = {}

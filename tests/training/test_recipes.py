@@ -125,7 +125,7 @@ def test_the_aligned_model_starts_from_the_stages_before(runs):
     config = AutoModel.from_pretrained(runs / "melp" / "best").config
     stage = MelpEcgForPreTraining.from_pretrained(runs / "ecg" / "best").config
     for name in ("conv_dim", "conv_kernel", "hidden_size", "num_hidden_layers"):
-        assert getattr(config.ecg_config, name) == getattr(stage, name)
+        assert getattr(config.ecg_config.encoder_config, name) == getattr(stage.encoder_config, name)
     assert config.text_config.hidden_size == TEXT_MODEL["hidden_size"] and config.text_config.is_decoder
 
 
@@ -143,7 +143,10 @@ def test_a_residual_network_goes_the_same_way(runs):
     aligned = ["loop.epochs=1", f"loop.output={runs / 'aligned'}", "groups=[normales,infarct]", "crop_reports=0.5"]
     pretrain_melp.main([*config, f"ecg={runs / 'resnet' / 'best'}", *aligned])
     trained = AutoModel.from_pretrained(runs / "aligned" / "best")
-    assert trained.config.ecg_config.encoder_type == "resnet" and trained.config.ecg_config.hidden_sizes == [8]
+    assert (
+        trained.config.ecg_config.encoder_type == "resnet"
+        and trained.config.ecg_config.encoder_config.hidden_sizes == [8]
+    )
 
 
 def test_alignment_learns_and_is_validated_zero_shot(runs):
