@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgformers.modeling.leads_ecg import lead_name
 from ecgformers.modeling.reading_ecg import read_ecg
-from ecgformers.modeling.record_ecg import EcgRecord, is_voltage, millivolts
+from ecgformers.modeling.record_ecg import EcgRecord, is_voltage, lead_name, millivolts
 
 Leads = dict[str, np.ndarray]  # (samples,) in mV, by standard name
 OUTCOMES = ("equal", "read, unchecked", "refused in words", "wrong", "traceback")

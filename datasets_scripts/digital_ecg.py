@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ecgformers.modeling.channels_ecg import describe
-from ecgformers.modeling.record_ecg import RawEcg, millivolts, unit_scales
+from ecgformers.modeling.record_ecg import RawEcg
+from ecgformers.modeling.units_ecg import millivolts, unit_scales
 from ecgformers.modeling.wfdb_ecg import header_path, read_digital_wfdb, read_wfdb_header
 
 

@@ -24,8 +24,7 @@ import pyarrow as pa
 from datasets import Array2D, Features, List, Value
 
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg
-from ecgformers.modeling.leads_ecg import lead_name
-from ecgformers.modeling.record_ecg import SIGNAL_COLUMNS, row_to_record
+from ecgformers.modeling.record_ecg import SIGNAL_COLUMNS, lead_name, row_to_record
 
 __all__ = [
     "SIGNAL_COLUMNS",

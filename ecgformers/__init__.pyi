@@ -3,7 +3,7 @@
 from .modeling.configuration_echo_clip import EchoClipConfig as EchoClipConfig
 from .modeling.configuration_echoing_ecg import EchoingEcgConfig as EchoingEcgConfig
 from .modeling.configuration_melp import MelpConfig as MelpConfig
-from .modeling.configuration_melp import MelpEcgConfig as MelpEcgConfig
+from .modeling.configuration_melp_ecg import MelpEcgConfig as MelpEcgConfig
 from .modeling.configuration_merl import MerlConfig as MerlConfig
 from .modeling.feature_extraction_ecg import EcgFeatureExtractor as EcgFeatureExtractor
 from .modeling.modeling_echo_clip import EchoClipModel as EchoClipModel

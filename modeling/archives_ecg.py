@@ -8,7 +8,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from .record_ecg import MAX_UNFOLDED_BYTES, EcgReadError, refuse_bomb
+from .record_ecg import MAX_UNFOLDED_BYTES, refuse_bomb
+from .units_ecg import EcgReadError
 
 _BESIDE = (".json", ".txt", ".md", ".pdf", ".atr")  # what lies beside a recording
 _DAMAGED = (

@@ -1,12 +1,23 @@
 """Which channels of a source are the ECG, what they are called, and what the caller says in place of the source."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .leads_ecg import STANDARD_LEADS, is_other_signal, lead_name
-from .record_ecg import EcgReadError, RawEcg, check_shape, is_voltage
+from .leads_ecg import STANDARD_LEADS, lead_words
+from .record_ecg import RawEcg, is_voltage, lead_name
+from .units_ecg import EcgReadError, check_shape
+
+# Words in the names of what monitors and sleep laboratories record beside an ECG.
+_OTHER_WORDS = """
+    resp respiration atmung impedance imp thorax thor abdomen abdo airflow flow nasal snore co2 etco2 abp art ap bp ibp
+    nbp nibp cvp icp pap pressure druck blood pleth plethysmogram ppg spo2 sao2 pulse puls temp temperature eeg eog emg
+    acc accel accelerometer marker markers event events trigger trig status sync annotation annotations crc pacer
+    sound pcg scg bcg eda gsr
+"""
+_OTHERS = frozenset(_OTHER_WORDS.split())
 
 
 class Description(NamedTuple):
@@ -125,3 +136,9 @@ def _find(choice: str | int, names: Sequence[str], source: str) -> int:
         return int(choice)
     channels = ", ".join(f"{number} {name}" for number, name in enumerate(names))
     raise EcgReadError(f"{source}: has no one channel {choice!r}; its channels are {channels[:500]}")
+
+
+def is_other_signal(name: str) -> bool:
+    """Whether a channel's name says that it is no ECG but a pressure, a respiration, a marker or the like."""
+    words = lead_words(re.sub(r"[()\[\],]", " ", str(name).lower()))
+    return any(word in _OTHERS or word.rstrip("0123456789") in _OTHERS for word in words)

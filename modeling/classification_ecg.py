@@ -1,28 +1,14 @@
 """What the `...ForSequenceClassification` classes share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-
-
-def membership(labels: Sequence[str], groups: Mapping[str, Sequence[str]]) -> torch.Tensor:
-    """(labels, groups), 1 where a label belongs to a group."""
-    return torch.tensor([[float(label in members) for members in groups.values()] for label in labels])
-
-
-def log_none(logits: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the probability that no label of a group is true, were labels independent.
-
-    (..., labels) and (labels, groups) -> (..., groups); so a group's probability is `1 - exp` of it.
-    """
-    return -F.softplus(logits) @ membership
 
 
 class EcgClassifierMixin(nn.Module):

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from .leads_ecg import STANDARD_LEADS, canonical_lead_name
-from .record_ecg import EcgReadError, RawEcg
+from .record_ecg import RawEcg
+from .units_ecg import EcgReadError
 
 MIN_PADDING = 0.5  # seconds at an end that one lead alone must show the padding value where that may be a voltage too
 

@@ -7,6 +7,7 @@ filtered, resampled, cropped, normalised and padded.  Every choice is a setting 
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from numbers import Integral, Number, Real
 from typing import Any, NamedTuple
 
@@ -34,8 +35,8 @@ from .quality_ecg import (
     saturated_leads,
     unusual_gain,
 )
-from .reading_ecg import read_ecg
-from .record_ecg import EcgRecord, check_sampling_rate, check_shape, to_millivolts
+from .record_ecg import EcgRecord
+from .units_ecg import check_sampling_rate, check_shape, to_millivolts
 
 POLICIES = {
     "missing_leads": ("error", "zero_fill"),
@@ -473,11 +474,24 @@ def _is_source(item: Any) -> bool:
     return not (_is_recording(item) or hasattr(item, "__array__") or isinstance(item, list | tuple | Number))
 
 
+def _reader() -> Callable[..., Any]:
+    """`read_ecg`, which lies in the package, and beside this file in a folder that a pipeline saved.
+
+    Not imported by name: transformers would copy every reader into every folder of a processor.
+    """
+    try:
+        return import_module(".reading_ecg", __package__).read_ecg
+    except ImportError:
+        raise ValueError(
+            "to open files, install ecgformers; without it, give arrays with sampling_rate and lead_names"
+        ) from None
+
+
 def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index: int) -> _Ecg:
     """One item of a batch as a signal in mV with names and rate, or an error that says what it lacks."""
     source = f"record {index}"
     if _is_source(item):
-        item = read_ecg(item, lead_names=lead_names, sampling_rate=sampling_rate, units=units)
+        item = _reader()(item, lead_names=lead_names, sampling_rate=sampling_rate, units=units)
         sampling_rate = lead_names = units = None
     if _is_recording(item):
         source = str(getattr(item, "source", None) or source)

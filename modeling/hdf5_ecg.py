@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .record_ecg import EcgReadError, RawEcg, refuse_bomb
+from .record_ecg import RawEcg, refuse_bomb
+from .units_ecg import EcgReadError
 
 MAX_OBJECTS = 1000  # arrays and groups looked at
 _FILTERS = {1, 2, 3, 5, 6}  # deflate, shuffle, Fletcher's checksum, NBit, scale-offset: those of HDF5 itself

@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-MELP_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # MIMIC-IV-ECG: aVF first
 
 # Each limb lead as a linear combination (of I, of II): Einthoven I + III = II, and Goldberger
 # aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2.  Any two of the six determine the other four.
@@ -36,14 +35,7 @@ _FILLER_WORDS = """
     derivacion derivacao derivazione ableitung extremitatenableitung brustwandableitung afleiding avledning afledning
     odprowadzenie svod derivasyon отведение 誘導 第 导联 einthoven goldberger wilson raw filt filtered
 """
-# Words in the names of what monitors and sleep laboratories record beside an ECG.
-_OTHER_WORDS = """
-    resp respiration atmung impedance imp thorax thor abdomen abdo airflow flow nasal snore co2 etco2 abp art ap bp ibp
-    nbp nibp cvp icp pap pressure druck blood pleth plethysmogram ppg spo2 sao2 pulse puls temp temperature eeg eog emg
-    acc accel accelerometer marker markers event events trigger trig status sync annotation annotations crc pacer
-    sound pcg scg bcg eda gsr
-"""
-_FILLERS, _OTHERS = frozenset(_FILLER_WORDS.split()), frozenset(_OTHER_WORDS.split())
+_FILLERS = frozenset(_FILLER_WORDS.split())
 _UNITS = frozenset({"nv", "uv", "μv", "mv"})  # NFKC makes the micro sign a Greek mu
 _PREFIXES = frozenset({"v", "c", "d", "av"})  # which some sources write apart: "V 1", "aV R"
 
@@ -63,7 +55,7 @@ def canonical_lead_name(name: str) -> str:
     plain = unicodedata.normalize("NFKC", str(name)).lower().strip()
     if plain in _ALIASES:
         return _ALIASES[plain]
-    words = [word for word in _words(re.sub(r"\(.*?\)|\[.*?\]|,.*", " ", plain)) if word not in _FILLERS]
+    words = [word for word in lead_words(re.sub(r"\(.*?\)|\[.*?\]|,.*", " ", plain)) if word not in _FILLERS]
     if len(words) > 1 and words[-1] in _UNITS:
         words.pop()
     if len(words) == 2 and words[0] in _PREFIXES:
@@ -78,25 +70,11 @@ def canonical_lead_name(name: str) -> str:
         ) from None
 
 
-def _words(text: str) -> list[str]:
+def lead_words(text: str) -> list[str]:
     """The words of a lead's name in lower case, without accents; a minus sign before one stays a part of it."""
     text = re.sub("(誘導|导联|第)", r" \1 ", text)
     text = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
     return [word.rstrip(".") for word in re.sub(r"(?<=\w)-(?=\w)|[_:/]|\.(?=\w)", " ", text).split() if word != "."]
-
-
-def lead_name(name: str) -> str:
-    """The standard name of a standard lead; any other lead (the X, Y, Z of Frank) keeps its own."""
-    try:
-        return canonical_lead_name(name)
-    except ValueError:
-        return name.strip()
-
-
-def is_other_signal(name: str) -> bool:
-    """Whether a channel's name says that it is no ECG but a pressure, a respiration, a marker or the like."""
-    words = _words(re.sub(r"[()\[\],]", " ", str(name).lower()))
-    return any(word in _OTHERS or word.rstrip("0123456789") in _OTHERS for word in words)
 
 
 def derive_limb_leads(leads: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .record_ecg import EcgReadError, RawEcg
+from .record_ecg import RawEcg
+from .units_ecg import EcgReadError
 
 MAX_BYTES = 1 << 28  # of a file: a day of Holter in 3 leads takes a third
 MIN_CALIBRATION = 0.3  # seconds in which all leads are the same

@@ -18,7 +18,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from .hdf5_ecg import read_hdf5
-from .record_ecg import EcgReadError, RawEcg, refuse_bomb
+from .record_ecg import RawEcg, refuse_bomb
+from .units_ecg import EcgReadError
 
 MAX_VARIABLES = 256  # of a file, and fields of a structure
 MAX_NAME_BYTES = 256

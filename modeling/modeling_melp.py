@@ -27,7 +27,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .attention_ecg import MultiHeadAttention
-from .configuration_melp import MelpConfig, MelpEcgConfig
+from .configuration_melp import MelpConfig
+from .configuration_melp_ecg import MelpEcgConfig
 from .loading_ecg import CheckedLoadingMixin
 from .losses_ecg import contrastive_loss
 from .losses_melp import beat_alignment_loss, caption_loss

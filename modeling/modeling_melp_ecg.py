@@ -26,12 +26,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_ecg import MultiHeadAttention
 from .classification_ecg import EcgClassifierMixin
-<<<<<<< HEAD
-from .configuration_melp import MelpEcgConfig
+from .configuration_melp_ecg import MelpEcgConfig, MelpResNetConfig, MelpWav2Vec2Config
 from .loading_ecg import CheckedLoadingMixin
-=======
-from .configuration_melp import MelpEcgConfig, MelpResNetConfig, MelpWav2Vec2Config
->>>>>>> 1a4c492 (Configs say what is there: MELP's tower holds the config of its encoder, wav2vec 2.0 or residual network, and that of the stage without labels only there; activations are settings; folders saved before load as they did)
 from .masking_ecg import length_mask, masked_input, mean_over_time
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 

@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .configuration_melp import MelpEcgConfig, MelpPretrainingConfig
+from .configuration_melp_ecg import MelpEcgConfig, MelpPretrainingConfig
 from .losses_melp_pretraining import cmsc_loss, masked_contrastive_loss, sample_negative_indices, sample_span_mask
 from .modeling_melp_ecg import MelpEcgPreTrainedModel, MelpEcgResNet, make_encoder
 

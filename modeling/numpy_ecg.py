@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .record_ecg import EcgReadError, refuse_bomb
+from .record_ecg import refuse_bomb
+from .units_ecg import EcgReadError
 
 MAX_DIRECTORY_BYTES = 1 << 20  # of the list of files in an archive
 MAX_DESCRIPTION_BYTES = 1 << 16  # of lead names, units or sampling rate

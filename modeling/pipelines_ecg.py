@@ -35,7 +35,7 @@ from transformers import Pipeline, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
-from .classification_ecg import log_none, membership
+from .groups_ecg import log_none, membership
 from .reading_ecg import read_ecg
 from .record_ecg import EcgRecord
 from .windows_ecg import POOLINGS, WINDOWS, cleanest_window, cut_windows, pool_answers

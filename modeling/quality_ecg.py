@@ -12,7 +12,7 @@ import numpy as np
 
 from .electrodes_ecg import CHEST_EXCHANGES, exchanged_electrodes, lead_covariance
 from .filtering_ecg import median, resample
-from .leads_ecg import LIMB_LEADS, STANDARD_LEADS, derive_limb_leads, lead_name
+from .leads_ecg import LIMB_LEADS, STANDARD_LEADS, derive_limb_leads
 from .noise_ecg import (
     MIN_SPIKES,
     MUSCLE_AMPLITUDE,
@@ -24,7 +24,7 @@ from .noise_ecg import (
     muscle_noise,
     spikes,
 )
-from .record_ecg import EcgRecord
+from .record_ecg import EcgRecord, lead_name
 from .rhythm_ecg import MIN_BEAT_RATE, find_beats, qrs_width
 
 PLAUSIBLE_SCALE = (0.02, 20.0)

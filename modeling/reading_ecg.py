@@ -17,12 +17,13 @@ from .archives_ecg import holds_arrays, unpack
 from .channels_ecg import describe
 from .dicom_ecg import read_dicom, starts_data_set
 from .hdf5_ecg import read_hdf5
-from .leads_ecg import STANDARD_LEADS, lead_name
+from .leads_ecg import STANDARD_LEADS
 from .library_ecg import library_format, read_library
 from .matlab_ecg import read_matlab, starts_matlab
 from .numpy_ecg import read_npy, read_npz
-from .record_ecg import SIGNAL_COLUMNS, EcgReadError, EcgRecord, RawEcg, as_array, row_to_record, to_millivolts
+from .record_ecg import SIGNAL_COLUMNS, EcgRecord, RawEcg, as_array, lead_name, row_to_record
 from .tables_ecg import looks_like_text, read_frame, read_parquet, read_text_table
+from .units_ecg import EcgReadError, to_millivolts
 from .wfdb_ecg import header_path, read_annotations, read_wfdb
 
 

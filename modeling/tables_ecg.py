@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .leads_ecg import STANDARD_LEADS, lead_name
-from .record_ecg import EcgReadError, RawEcg, decode_text, is_voltage, refuse_bomb
+from .leads_ecg import STANDARD_LEADS
+from .record_ecg import RawEcg, decode_text, is_voltage, lead_name, refuse_bomb
+from .units_ecg import EcgReadError
 
 MAX_SIDECAR_BYTES = 1 << 16
 RATES = (20.0, 50_000.0)  # Hz; tells seconds from milliseconds where a time column names no unit

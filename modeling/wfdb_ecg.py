@@ -17,13 +17,13 @@ import numpy as np
 from .record_ecg import (
     MAX_UNFOLDED_BYTES,
     MAX_UNFOLDING,
-    EcgReadError,
     RawEcg,
     decode_text,
     refuse_bomb,
     stored_bytes,
     without_patient,
 )
+from .units_ecg import EcgReadError
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_CHANNELS = 1024

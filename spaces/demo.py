@@ -33,8 +33,8 @@ from transformers.utils.logging import disable_progress_bar
 from ecgformers.evaluation.tasks import TASKS, prompts
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
 from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.converting.checkpoint import MELP_LEADS
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.modeling.leads_ecg import MELP_LEADS
 from ecgformers.modeling.modeling_echoing_ecg import EchoingEcgModel
 from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.pipelines_ecg import EcgClassificationPipeline, EcgToTextPipeline, tasks_of

@@ -31,7 +31,7 @@ from ecgformers.datasets_scripts.preparing import (
     stable_hash,
     stream,
 )
-from ecgformers.modeling.configuration_melp import MelpPretrainingConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpPretrainingConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.losses_melp_pretraining import sample_negative_indices, sample_span_mask
 from ecgformers.training.loop import LoopSettings

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 
 from ecgformers.datasets_scripts.preparing import Augmentation, prepare
-from ecgformers.modeling.configuration_melp import MelpEcgConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.training.loading import EcgHalvesCollator, epoch_batches, load_split, training_batches

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
-from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining

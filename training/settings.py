@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from transformers import PreTrainedConfig
 
-from ecgformers.modeling.configuration_melp import ENCODERS, MelpEcgConfig, MelpPretrainingConfig
+from ecgformers.modeling.configuration_melp_ecg import ENCODERS, MelpEcgConfig, MelpPretrainingConfig
 from ecgformers.options import Options, option, parse
 
 Settings = TypeVar("Settings")
@@ -81,14 +81,11 @@ def _put(values: dict[str, Any], keys: list[str], value: Any):
 def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: str = "model."):
     """Raise `ValueError` for fields that a configuration does not have: it would keep them, and nobody read them."""
     known = config().to_dict()
-<<<<<<< HEAD
     if not isinstance(values, dict):
         raise ValueError(f"{where.removesuffix('.')} must hold settings, not {values!r:.40}")
-=======
     if config is MelpEcgConfig:  # it takes the fields of its parts without their names
         known |= {"encoder_type": None, "encoder_config": None, "pretraining_config": None}
         known |= {name: None for part in (*ENCODERS.values(), MelpPretrainingConfig) for name in part.__annotations__}
->>>>>>> 1a4c492 (Configs say what is there: MELP's tower holds the config of its encoder, wav2vec 2.0 or residual network, and that of the stage without labels only there; activations are settings; folders saved before load as they did)
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)

@@ -40,8 +40,8 @@ from ecgformers.evaluation.scoring import statement_scores
 from ecgformers.evaluation.splits import own_splits
 from ecgformers.evaluation.tasks import TASKS, labels, words
 from ecgformers.metrics.ranking import auroc, best_thresholds, macro
-from ecgformers.modeling.classification_ecg import log_none, membership
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.groups_ecg import log_none, membership
 from ecgformers.modeling.resnet_ecg import ResidualBlock
 from ecgformers.training.loading import map_batches
 from ecgformers.training.loop import LoopSettings, decay_groups, make_accelerator, save_with, train

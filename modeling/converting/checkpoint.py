@@ -14,6 +14,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 # name: theirs packs the rows of q, k and v in one tensor.
 KeyTable = Sequence[tuple[str, str | None]]
 
+MELP_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # MIMIC-IV-ECG: aVF first
+
 RESIDUAL_NETWORK: KeyTable = [  # torchvision's names
     (r"conv1\.(.+)", r"stem_conv.\1"),
     (r"bn1\.(.+)", r"stem_norm.\1"),

@@ -18,8 +18,10 @@ import torch
 from transformers import AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
-from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig
 from ecgformers.modeling.converting.checkpoint import (
+    MELP_LEADS,
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
@@ -36,7 +38,6 @@ from ecgformers.modeling.converting.checkpoint import (
     with_prefix,
 )
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.modeling.leads_ecg import MELP_LEADS
 from ecgformers.modeling.modeling_melp import MelpModel
 from ecgformers.modeling.modeling_melp_ecg import MelpEcgModel
 from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from ecgformers.modeling.configuration_merl import MerlConfig
 from ecgformers.modeling.converting.checkpoint import (
+    MELP_LEADS,
     RESIDUAL_NETWORK,
     KeyTable,
     bert_sizes,
@@ -34,7 +35,6 @@ from ecgformers.modeling.converting.checkpoint import (
     with_prefix,
 )
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
-from ecgformers.modeling.leads_ecg import MELP_LEADS
 from ecgformers.modeling.modeling_merl import MerlModel
 from ecgformers.modeling.processing_ecg import EcgProcessor
 

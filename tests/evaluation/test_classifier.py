@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from ecgformers.evaluation.scoring import statement_scores
 from ecgformers.evaluation.tasks import TASKS, labels, words
-from ecgformers.modeling.classification_ecg import log_none, membership
+from ecgformers.modeling.groups_ecg import log_none, membership
 
 STATEMENTS = TASKS["ptbxl_all"].classes
 PTB_XL = [task for name, task in TASKS.items() if name.startswith("ptbxl_")]

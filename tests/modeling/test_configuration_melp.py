@@ -12,8 +12,8 @@ import tiny_merl
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig
 
-from ecgformers.modeling.configuration_melp import (
-    MelpConfig,
+from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.configuration_melp_ecg import (
     MelpEcgConfig,
     MelpPretrainingConfig,
     MelpResNetConfig,

@@ -30,7 +30,8 @@ from ecgformers.modeling.modeling_melp_ecg import MelpEcgForSequenceClassificati
 from ecgformers.modeling.processing_ecg import EcgProcessor
 from ecgformers.modeling.quality_ecg import EcgQualityWarning
 from ecgformers.modeling.reading_ecg import read_ecg
-from ecgformers.modeling.record_ecg import EcgReadError, EcgRecord
+from ecgformers.modeling.record_ecg import EcgRecord
+from ecgformers.modeling.units_ecg import EcgReadError
 
 pipeline = partial(transformers.pipeline, device="cpu")
 DICOM_ECG = str(get_testdata_file("waveform_ecg.dcm", download=False))

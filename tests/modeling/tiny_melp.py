@@ -4,7 +4,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig
 from ecgformers.modeling.losses_melp import attend_to_beats
 from ecgformers.modeling.tokenization_melp import as_report_tokenizer, special_token_settings
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ecgformers.datasets_scripts.preparing import Augmentation, prepare, stream
 from ecgformers.datasets_scripts.rows import row_features, row_to_record
-from ecgformers.modeling.configuration_melp import MelpPretrainingConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpPretrainingConfig
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
 from ecgformers.training.loading import EcgHalvesCollator, keep_rows, load_split, streamed_batches
 

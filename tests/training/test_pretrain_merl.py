@@ -14,7 +14,7 @@ from test_resume import SETTINGS
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from ecgformers.datasets_scripts.rows import row_to_record
-from ecgformers.modeling.configuration_melp import MelpEcgConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig
 from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.training import pretrain_merl
 from ecgformers.training.alignment import AlignmentSettings

@@ -22,7 +22,8 @@ from transformers import (
 
 from ecgformers.datasets_scripts.rows import row_to_record
 from ecgformers.modeling.configuration_echoing_ecg import EchoingEcgConfig
-from ecgformers.modeling.configuration_melp import MelpConfig, MelpEcgConfig
+from ecgformers.modeling.configuration_melp import MelpConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig
 from ecgformers.modeling.configuration_merl import MerlConfig
 from ecgformers.modeling.modeling_melp_pretraining import MelpEcgForPreTraining
 from ecgformers.training import pretrain_ecg, pretrain_echoing_ecg, pretrain_melp, pretrain_text
