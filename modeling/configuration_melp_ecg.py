@@ -170,7 +170,7 @@ class MelpEcgConfig(PreTrainedConfig):
             own(part)  # folders saved before hold those of the other encoder, too
         stage = own(MelpPretrainingConfig)
         if isinstance(self.pretraining_config, dict):
-            stage = self.pretraining_config | stage
+            stage, self.pretraining_config = self.pretraining_config | stage, None
         if stage and self.architectures in (None, ["MelpEcgForPreTraining"]):
             self.pretraining_config = MelpPretrainingConfig(**stage)
         super().__post_init__(**kwargs)

@@ -180,7 +180,7 @@ def test_a_saved_folder_loads_with_and_without_ecgformers(tmp_path, ecg):
     processor.save_pretrained(saved)
     extractor.save_pretrained(lone)
     code = {path.name for path in lone.glob("*.py")}
-    assert {f"{name}_ecg.py" for name in ("feature_extraction", "filtering", "leads", "quality", "reading")} <= code
+    assert {f"{name}_ecg.py" for name in ("feature_extraction", "filtering", "leads", "quality", "units")} <= code
     assert {path.name for path in saved.glob("*.py")} == code | {"processing_ecg.py"}
     assert "AutoProcessor" not in (lone / "preprocessor_config.json").read_text()  # its file is not there
 
