@@ -184,6 +184,10 @@ class MelpEcgConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         return self.encoder_config.hidden_size
 
+    @property
+    def num_leads(self) -> int:
+        return self.encoder_config.num_leads
+
     def validate_architecture(self):
         check_heads(self, "caption_dim", self.num_pooler_heads)
         check_heads(self, "projection_dim", self.num_pooler_heads)
