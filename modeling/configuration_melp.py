@@ -9,6 +9,7 @@ from transformers import BertConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_melp_ecg import MelpEcgConfig
+from .sizes_ecg import check_sizes
 
 
 @strict
@@ -83,6 +84,7 @@ class MelpConfig(PreTrainedConfig):
         )
 
     def validate_architecture(self):
+        check_sizes(self)
         if self.ecg_config.caption_dim != self.text_config.hidden_size:
             raise ValueError(
                 "the decoder attends to the caption tokens: ecg_config.caption_dim "

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .sizes_ecg import check_sizes
+
 
 @strict
 class MelpWav2Vec2Config(PreTrainedConfig):
@@ -43,6 +45,7 @@ class MelpWav2Vec2Config(PreTrainedConfig):
     feature_grad_mult: float | int = 0.1
 
     def validate_architecture(self):
+        check_sizes(self)
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
             raise ValueError(
                 "conv_dim, conv_kernel and conv_stride describe the same blocks and must be equally long; "
@@ -76,6 +79,7 @@ class MelpResNetConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
+        check_sizes(self)
         if not len(self.hidden_sizes) == len(self.depths) == len(self.strides):
             raise ValueError(
                 "hidden_sizes, depths and strides describe the same stages and must be equally long; "
@@ -189,6 +193,7 @@ class MelpEcgConfig(PreTrainedConfig):
         return self.encoder_config.num_leads
 
     def validate_architecture(self):
+        check_sizes(self)
         check_heads(self, "caption_dim", self.num_pooler_heads)
         check_heads(self, "projection_dim", self.num_pooler_heads)
 

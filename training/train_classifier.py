@@ -248,9 +248,10 @@ def main(arguments: Sequence[str] | None = None):
     }
     for name, value in settings.encoder.items():
         tower = getattr(config, "ecg_config", config)
-        if not hasattr(tower, name):
+        parts = [part for part in (getattr(tower, "encoder_config", None), tower) if hasattr(part, name)]
+        if not parts:
             raise ValueError(f"encoder.{name}: the config of {settings.model}'s ECG tower has no such field")
-        setattr(tower, name, value)
+        setattr(parts[0], name, value)
     if settings.random:
         model = AutoModelForSequenceClassification.from_config(config)
     else:

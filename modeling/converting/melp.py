@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from ecgformers.modeling.configuration_melp import MelpConfig
-from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig
+from ecgformers.modeling.configuration_melp_ecg import MelpEcgConfig, MelpPretrainingConfig
 from ecgformers.modeling.converting.checkpoint import (
     MELP_LEADS,
     RESIDUAL_NETWORK,
@@ -137,7 +137,7 @@ def read_ecg_config(
             "intermediate_size": size(weights, f"{encoder}layers.0.fc1.weight", 0),
         }
     if f"{prefix}quantizer.codevectors" in weights:
-        groups = MelpEcgConfig.num_codevector_groups
+        groups = MelpPretrainingConfig.num_codevector_groups
         sizes["num_codevectors_per_group"] = size(weights, f"{prefix}quantizer.codevectors", 1) // groups
         sizes["codevector_dim"] = size(weights, f"{prefix}quantizer.codevectors", 2) * groups
         sizes["projection_dim"] = size(weights, f"{prefix}recording_projection.weight", 0)
