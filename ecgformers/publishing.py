@@ -197,16 +197,19 @@ _TRY = """
 import sys
 sys.modules["ecgformers"] = None  # from here on it cannot be imported
 import json, math
-from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+import transformers
+from transformers import AutoConfig, AutoProcessor, pipeline
 folder = sys.argv[1]
-AutoModel.from_pretrained(folder, trust_remote_code=True)
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+(auto_class,) = [key for key, name in config.auto_map.items() if name.endswith("." + config.architectures[0])]
+getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
 AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 leads = "I II III aVR aVL aVF V1 V2 V3 V4 V5 V6".split()
 beat = [math.exp(-((step % 400 / 400 - 0.3) ** 2) / 0.0008) for step in range(5000)]
 limb = {"I": 0.5, "II": 1.0, "III": 0.5, "aVR": -0.75, "aVL": 0.0, "aVF": 0.75}
 signal = [[(limb.get(lead, 0.8) or 0.01) * value for value in beat] for lead in leads]
 ecg = {"array": signal, "sampling_rate": 500, "lead_names": leads}
-for task in AutoConfig.from_pretrained(folder, trust_remote_code=True).custom_pipelines:
+for task in config.custom_pipelines:
     options = {"candidate_labels": ["normal ecg", "atrial fibrillation"]} if task.startswith("zero-shot") else {}
     assert pipeline(task, model=folder, trust_remote_code=True, device="cpu")(ecg, **options), task
 """

@@ -340,7 +340,7 @@ class EcgFeatureExtractionPipeline(EcgPipeline):
     """
 
     task_name = "ecg-feature-extraction"
-    auto_classes = ("AutoModel",)
+    auto_classes = ("AutoModel", "AutoModelForSequenceClassification")  # a classifier's folder has no text tower
 
     def _refusal(self) -> str | None:
         return None if self.task_name in tasks_of(self.model.config) else "it takes no ECGs"
@@ -349,7 +349,8 @@ class EcgFeatureExtractionPipeline(EcgPipeline):
         return _given(name=output), _given(return_tensors=return_tensors)
 
     def _run(self, inputs: dict[str, Any], name: str = "ecg_embeds") -> dict[str, torch.Tensor]:
-        outputs = getattr(self.model, "get_ecg_features", self.model)(**inputs)
+        model = getattr(self.model, "ecg_model", self.model) if hasattr(self.model, "classifier") else self.model
+        outputs = getattr(model, "get_ecg_features", model)(**inputs)
         tensors = {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
         if name not in tensors:
             raise ValueError(f"{self._model_name()} has no output {name!r}; it has {', '.join(tensors)}")

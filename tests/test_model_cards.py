@@ -71,6 +71,12 @@ def test_a_folder_is_whole_small_and_safe(folder):
     assert card.startswith("---\nlibrary_name: transformers\n") and "Not a medical device" in card
 
 
+def test_features_of_a_classifier(classifier_folder):
+    model = AutoModelForSequenceClassification.from_pretrained(classifier_folder)
+    features = pipeline("ecg-feature-extraction", model=classifier_folder)(DICOM_ECG)
+    assert len(features) == model.config.projection_dim
+
+
 def test_a_classifier_is_whole_small_and_safe(classifier_folder):
     assert not card_faults(classifier_folder / "README.md")
     names = {path.name for path in classifier_folder.iterdir() if path.suffix != ".py"}
