@@ -18,8 +18,8 @@ from measuring import print_table
 from scipy.signal import butter, resample_poly, sosfiltfilt
 
 from ecgformers.modeling.feature_extraction_ecg import POLICIES, EcgFeatureExtractor
+from ecgformers.modeling.findings_ecg import check_ecg
 from ecgformers.modeling.leads_ecg import LIMB_LEADS, MELP_LEADS, STANDARD_LEADS
-from ecgformers.modeling.quality_ecg import check_ecg
 from ecgformers.modeling.record_ecg import EcgRecord
 
 RUNS = 200

@@ -20,8 +20,8 @@ from measuring import print_table
 
 from ecgformers.modeling.electrodes_ecg import CHEST_EXCHANGES, INDEPENDENT_LEADS, LIMB_EXCHANGES
 from ecgformers.modeling.filtering_ecg import resample
+from ecgformers.modeling.findings_ecg import check_ecg
 from ecgformers.modeling.leads_ecg import LIMB_LEADS, STANDARD_LEADS
-from ecgformers.modeling.quality_ecg import check_ecg
 from ecgformers.modeling.reading_ecg import read_ecg
 from ecgformers.modeling.record_ecg import EcgRecord
 

@@ -6,6 +6,7 @@ from .modeling.configuration_melp import MelpConfig as MelpConfig
 from .modeling.configuration_melp_ecg import MelpEcgConfig as MelpEcgConfig
 from .modeling.configuration_merl import MerlConfig as MerlConfig
 from .modeling.feature_extraction_ecg import EcgFeatureExtractor as EcgFeatureExtractor
+from .modeling.findings_ecg import check_ecg as check_ecg
 from .modeling.modeling_echo_clip import EchoClipModel as EchoClipModel
 from .modeling.modeling_echoing_ecg import EchoingEcgForSequenceClassification as EchoingEcgForSequenceClassification
 from .modeling.modeling_echoing_ecg import EchoingEcgModel as EchoingEcgModel
@@ -20,7 +21,6 @@ from .modeling.modeling_merl import MerlModel as MerlModel
 from .modeling.plotting_ecg import plot_ecg as plot_ecg
 from .modeling.processing_ecg import EcgProcessor as EcgProcessor
 from .modeling.quality_ecg import Finding as Finding
-from .modeling.quality_ecg import check_ecg as check_ecg
 from .modeling.reading_ecg import read_ecg as read_ecg
 from .modeling.record_ecg import EcgReadError as EcgReadError
 from .modeling.record_ecg import EcgRecord as EcgRecord

@@ -25,7 +25,6 @@ from .quality_ecg import (
     Finding,
     Leads,
     beyond_amplifier,
-    check_ecg,
     extremes,
     flat_leads,
     implausible_scale,
@@ -35,7 +34,6 @@ from .quality_ecg import (
     saturated_leads,
     unusual_gain,
 )
-from .record_ecg import EcgRecord
 from .units_ecg import check_sampling_rate, check_shape, to_millivolts
 
 POLICIES = {
@@ -262,16 +260,19 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     ) -> list[Finding]:
         """Everything that is wrong with one recording, each finding in plain words; empty when nothing is.
 
-        Runs the very steps of `__call__` without refusing or warning, whatever the policies say; then what
-        `quality_ecg.check_ecg` finds by beats and spectra, which costs more than `__call__` and is not part of it.
+        Runs the very steps of `__call__` without refusing or warning, whatever the policies say; then, where
+        ecgformers is installed, what its `check_ecg` finds by beats and spectra, which costs more than `__call__`.
         """
+        check_ecg, record_class = _beside("findings_ecg", "check_ecg"), _beside("record_ecg", "EcgRecord")
         findings: list[Finding] = []
         try:
             for recording in self._recordings(ecg, sampling_rate, lead_names, units):
                 self._prepare(recording, findings.append)
+                if check_ecg is None or record_class is None:
+                    continue
                 known = {finding.kind for finding in findings}
                 signal = np.where(np.isinf(recording.signal), np.nan, recording.signal)
-                record = EcgRecord(signal, *recording[1:3], source=recording.source)
+                record = record_class(signal, *recording[1:3], source=recording.source)
                 findings += [finding for finding in check_ecg(record) if finding.kind not in known]
         except (ValueError, TypeError) as error:
             findings.append(Finding("unusable", (), "error", str(error), "Give a recording that the model can take"))
@@ -474,24 +475,27 @@ def _is_source(item: Any) -> bool:
     return not (_is_recording(item) or hasattr(item, "__array__") or isinstance(item, list | tuple | Number))
 
 
-def _reader() -> Callable[..., Any]:
-    """`read_ecg`, which lies in the package, and beside this file in a folder that a pipeline saved.
+def _beside(module: str, name: str) -> Any:
+    """What lies in a file of the package, and beside this one in a folder that a pipeline saved; elsewhere None.
 
-    Not imported by name: transformers would copy every reader into every folder of a processor.
+    Not imported by name: transformers would copy every reader and check into every folder of a processor.
     """
     try:
-        return import_module(".reading_ecg", __package__).read_ecg
+        return getattr(import_module(f".{module}", __package__), name)
     except ImportError:
-        raise ValueError(
-            "to open files, install ecgformers; without it, give arrays with sampling_rate and lead_names"
-        ) from None
+        return None
 
 
 def _recording(item: Any, sampling_rate: Any, lead_names: Any, units: Any, index: int) -> _Ecg:
     """One item of a batch as a signal in mV with names and rate, or an error that says what it lacks."""
     source = f"record {index}"
     if _is_source(item):
-        item = _reader()(item, lead_names=lead_names, sampling_rate=sampling_rate, units=units)
+        read_ecg = _beside("reading_ecg", "read_ecg")
+        if read_ecg is None:
+            raise ValueError(
+                "to open files, install ecgformers; without it, give arrays with sampling_rate and lead_names"
+            )
+        item = read_ecg(item, lead_names=lead_names, sampling_rate=sampling_rate, units=units)
         sampling_rate = lead_names = units = None
     if _is_recording(item):
         source = str(getattr(item, "source", None) or source)

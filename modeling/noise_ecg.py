@@ -1,6 +1,6 @@
-"""Disturbances of a recording: mains, muscles, wandering baselines, loose electrodes, pacemaker spikes.
+"""Disturbances of a recording: muscles, wandering baselines, loose electrodes, pacemaker spikes.
 
-All functions take `Leads` (finite, in mV) and say which leads are affected.  For research use; not a medical device.
+All functions take leads (leads, samples), finite and in mV.  For research use; not a medical device.
 """
 
 from functools import lru_cache
@@ -10,30 +10,10 @@ from scipy.signal import butter, sosfilt
 
 from .filtering_ecg import median
 
-MAINS = (50.0, 60.0)  # Hz
-MAINS_AMPLITUDE, MAINS_CONTRAST = 0.025, 8.0  # mV of the sine; over the spectrum beside it, where QRS complexes are
 MUSCLE_BAND, MUSCLE_AMPLITUDE = (20.0, 45.0), 0.05  # Hz; mV, RMS between the QRS complexes
 WANDER_SECONDS, WANDER_RANGE = 1.0, 4.5  # a median over so long has no QRS complex left in it; mV
 STEP_SECONDS, STEP_HEIGHT = 0.4, 4.5  # mV from one such stretch to the next but one
 SPIKE_HEIGHT, SPIKE_CONTRAST, MIN_SPIKES = 0.3, 8.0, 4  # mV within 2 ms; over the steepest tenth of the other samples
-
-
-def mains_noise(signal: np.ndarray, rate: float) -> tuple[float, np.ndarray]:
-    """The mains frequency, and its amplitude in each lead of `signal` (leads, samples): (leads,), 0 for no noise."""
-    window = np.hanning(signal.shape[1])
-    spectrum = 2 / window.sum() * np.abs(np.fft.rfft((signal - median(signal)) * window, axis=1))
-    frequencies = np.fft.rfftfreq(signal.shape[1], 1 / rate)
-    best = (MAINS[0], np.zeros(len(signal)))
-    for mains in MAINS:
-        if rate < 2 * (mains + 7):  # what is sampled more slowly had to be filtered below it
-            continue
-        distance = np.abs(frequencies - mains)
-        line = spectrum[:, distance <= 0.5].max(axis=1, initial=0.0)
-        beside = np.median(spectrum[:, (distance > 1) & (distance <= 6)], axis=1)
-        amplitudes = np.where((line >= MAINS_AMPLITUDE) & (line >= MAINS_CONTRAST * beside), line, 0.0)
-        if amplitudes.sum() > best[1].sum():
-            best = mains, amplitudes
-    return best
 
 
 def muscle_noise(signal: np.ndarray, rate: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from scipy.signal import butter, iirnotch, sosfiltfilt, tf2sos
 
 from .electrodes_ecg import LIMB_EXCHANGES, exchanged_electrodes, lead_covariance
 from .leads_ecg import LIMB_LEADS, derive_limb_leads
-from .noise_ecg import mains_noise
+from .mains_ecg import mains_noise
 from .record_ecg import EcgRecord
 
 HIGH_PASS, NOTCH_QUALITY = 0.5, 30.0  # Hz; frequency over width

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .quality_ecg import LEFT_OUT_SECONDS, check_ecg
+from .findings_ecg import check_ecg
+from .quality_ecg import LEFT_OUT_SECONDS
 from .record_ecg import EcgRecord
 
 WINDOWS = ("first", "all", "best")

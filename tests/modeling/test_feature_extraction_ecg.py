@@ -611,7 +611,7 @@ def test_every_setting_survives_saving(tmp_path):
         "filtering_ecg.py",
         "leads_ecg.py",
         "quality_ecg.py",
-        "record_ecg.py",
+        "units_ecg.py",
     ):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     overridden = EcgFeatureExtractor.from_pretrained(tmp_path / "one", num_samples=88)

@@ -11,8 +11,9 @@ from pydicom.data import get_testdata_file
 
 from ecgformers.modeling.electrodes_ecg import EXCHANGES, INDEPENDENT_LEADS, LIMB_EXCHANGES
 from ecgformers.modeling.feature_extraction_ecg import EcgFeatureExtractor
+from ecgformers.modeling.findings_ecg import check_ecg
 from ecgformers.modeling.leads_ecg import LIMB_LEADS, STANDARD_LEADS
-from ecgformers.modeling.quality_ecg import Finding, check_ecg
+from ecgformers.modeling.quality_ecg import Finding
 from ecgformers.modeling.reading_ecg import read_ecg
 from ecgformers.modeling.record_ecg import EcgRecord
 from ecgformers.modeling.repair_ecg import repair_ecg

@@ -64,8 +64,10 @@ def unused(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("model_class", MODELS, ids=lambda model_class: model_class.__name__)
-def test_no_definition_in_a_models_folder_is_unused(model_class, tmp_path):
+def test_no_definition_in_a_saved_folder_is_unused(model_class, tmp_path):
     model_class(MODELS[model_class]()).save_pretrained(tmp_path)
+    assert unused(tmp_path) == []
+    EcgProcessor(EcgFeatureExtractor(), tiny_tokenizer()).save_pretrained(tmp_path)
     assert unused(tmp_path) == []
 
 
@@ -88,4 +90,6 @@ def test_a_folder_carries_no_other_models_losses_and_no_reader(model_class, othe
     model_class(MODELS[model_class]()).save_pretrained(tmp_path)
     EcgProcessor(EcgFeatureExtractor(), tiny_tokenizer()).save_pretrained(tmp_path)
     carried = {path.stem for path in tmp_path.glob("*.py")}
-    assert not carried & (others | {"reading_ecg", "wfdb_ecg", "dicom_ecg", "modeling_melp_pretraining"})
+    assert not carried & (
+        others | {"reading_ecg", "record_ecg", "findings_ecg", "wfdb_ecg", "dicom_ecg", "modeling_melp_pretraining"}
+    )
