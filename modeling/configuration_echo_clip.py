@@ -26,7 +26,7 @@ class EchoClipConfig(PreTrainedConfig):
     """
 
     model_type = "echo_clip"
-    sub_configs_defaults = {"vision_config": ConvNextConfig, "text_config": CLIPTextConfig}
+    sub_configs_defaults = {"vision_config": ConvNextConfig, "text_config": CLIPTextConfig}  # type: ignore[dict-item]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -32,7 +32,7 @@ class MelpConfig(PreTrainedConfig):
     """
 
     model_type = "melp"
-    sub_configs_defaults = {"ecg_config": MelpEcgConfig, "text_config": BertConfig}
+    sub_configs_defaults = {"ecg_config": MelpEcgConfig, "text_config": BertConfig}  # type: ignore[dict-item]
 
     ecg_config: Any = None
     text_config: Any = None

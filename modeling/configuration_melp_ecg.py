@@ -143,7 +143,7 @@ class MelpEcgConfig(PreTrainedConfig):
 
     model_type = "melp_ecg"
     base_config_key = "ecg_config"
-    sub_configs_defaults = {"encoder_config": MelpWav2Vec2Config}
+    sub_configs_defaults = {"encoder_config": MelpWav2Vec2Config}  # type: ignore[dict-item]
 
     encoder_config: Any = None
     pretraining_config: Any = None

@@ -42,7 +42,7 @@ class MerlConfig(PreTrainedConfig):
     """
 
     model_type = "merl"
-    sub_configs_defaults = {"text_config": BertConfig}
+    sub_configs_defaults = {"text_config": BertConfig}  # type: ignore[dict-item]
 
     text_config: Any = None
     encoder_type: Literal["resnet", "vit"] = "resnet"

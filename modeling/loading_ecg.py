@@ -20,9 +20,13 @@ class CheckedLoadingMixin:
     """
 
     config: Any
+    # Patterns of names that weights have in other folders, and what they are called here.
+    _other_names: dict[str, str] = {}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any
+    ):
         """As in transformers.
 
         Raises:
@@ -30,10 +34,18 @@ class CheckedLoadingMixin:
         """
         if kwargs.setdefault("use_safetensors", True) is False:
             raise ValueError(f"{pretrained_model_name_or_path}: weights are read from safetensors alone")
+        names = cls._other_names | (key_mapping or {})
+        load = super().from_pretrained  # type: ignore[misc]
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            loaded = load(pretrained_model_name_or_path, *args, key_mapping=names, **kwargs)
         except SafetensorError as error:
             raise ValueError(f"{pretrained_model_name_or_path}: its safetensors are damaged: {error}") from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # transformers would undo every renaming when it saves the model
+        conversions = getattr(model, "_weight_conversions", None) or []
+        own = {*cls._other_names.values()}
+        model._weight_conversions = [each for each in conversions if not {*each.target_patterns} <= own]
+        return loaded
 
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:

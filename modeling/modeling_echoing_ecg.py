@@ -34,8 +34,6 @@ from .masking_ecg import count_steps, length_mask, mean_over_time
 from .pairing_ecg import matched_by_id
 from .resnet_ecg import ResidualNetworkMixin, ResidualStage
 
-_FORMER_NAMES = {r"^matching_loss\.negative_scale$": "logit_scale", r"^matching_loss\.shift$": "logit_bias"}
-
 
 def uncertainty(logvar: torch.Tensor) -> torch.Tensor:
     """Total variance of Gaussians with log-variances (batch, projection_dim): (batch,), in float32 at least."""
@@ -218,18 +216,8 @@ class EchoingEcgPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     _supports_flash_attn = True
     # The losses are means already: Trainer must not divide them by the number of items once more.
     accepts_loss_kwargs = False
-
-    @classmethod
-    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
-        """As in transformers; also from folders where the two numbers of the logit still belong to a loss."""
-        loaded = super().from_pretrained(*args, key_mapping=_FORMER_NAMES | (key_mapping or {}), **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # transformers would undo every renaming when it saves the model
-        conversions = getattr(model, "_weight_conversions", None) or []
-        model._weight_conversions = [
-            each for each in conversions if not {*each.target_patterns} <= {*_FORMER_NAMES.values()}
-        ]
-        return loaded
+    # The two numbers of the logit belonged to a loss.
+    _other_names = {r"^matching_loss\.negative_scale$": "logit_scale", r"^matching_loss\.shift$": "logit_bias"}
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -456,10 +456,12 @@ class MelpForConditionalGeneration(MelpPreTrainedModel, GenerationMixin):
 
 
 class MelpForSequenceClassification(MelpEcgForSequenceClassification):
-    """`MelpEcgForSequenceClassification` with the whole model's config: loads from the folder of a `MelpModel`."""
+    """`MelpEcgForSequenceClassification` with the whole model's config: loads from the folder of a `MelpModel`, or of
+    the `MelpForConditionalGeneration` around one."""
 
     config: MelpConfig  # type: ignore[assignment]
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^sentence_projection", r"^logit_scale"]
+    _other_names = {r"^melp\.": ""}  # in the folder of a `MelpForConditionalGeneration`
 
     @property
     def ecg_config(self) -> MelpEcgConfig:

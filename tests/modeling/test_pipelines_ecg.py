@@ -286,6 +286,8 @@ def test_a_task_that_a_model_cannot_do(folders):
 def test_a_head_that_was_trained_is_no_longer_new(folders, records):
     model, info = AutoModelForSequenceClassification.from_pretrained(folders / "melp", output_loading_info=True)
     assert model.head_is_new and "classifier.weight" in info["missing_keys"]
+    tower = AutoModel.from_pretrained(folders / "melp").ecg_model.state_dict()
+    assert all(torch.equal(tower[name], tensor) for name, tensor in model.ecg_model.state_dict().items())
     model.train()(**EXTRACTOR(records, return_tensors="pt"), labels=torch.tensor([0, 1, 0])).loss.backward()
     torch.optim.SGD(model.classifier.parameters(), 0.1).step()
     assert not model.head_is_new
