@@ -51,6 +51,7 @@ def test_help(command, monkeypatch, capsys):
         assert (ROOT / name).is_file(), f"{name}, named in {', '.join(sorted(files))}"
         if "argparse" not in (ROOT / name).read_text(encoding="utf-8"):
             return  # it takes no options
+        monkeypatch.syspath_prepend((ROOT / name).parent)  # as `python SCRIPT` does
     with pytest.raises(SystemExit) as end:
         if name.endswith(".py"):
             runpy.run_path(str(ROOT / name), run_name="__main__")

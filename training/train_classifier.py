@@ -15,6 +15,7 @@ statement, which go into the config with the statements' names.  OUTPUT/best is 
 For research use; not a medical device.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -195,11 +196,26 @@ def validate(trained: StatementsAndGroups, recordings: Recordings, batch_size: i
 
 def load_deeper(folder: str, config: PreTrainedConfig) -> PreTrainedModel:
     """A trained model in which residual blocks that its folder does not hold pass on what they get: `relu(x + 0)`."""
-    model, info = AutoModelForSequenceClassification.from_pretrained(folder, config=config, output_loading_info=True)
-    for name, block in model.named_modules():
-        if isinstance(block, ResidualBlock) and f"{name}.norm2.weight" in info["missing_keys"]:
+    shallow = copy.deepcopy(config)
+    wanted, own = encoder_config(config), encoder_config(AutoConfig.from_pretrained(folder))
+    if hasattr(own, "depths"):
+        encoder_config(shallow).depths = own.depths
+    model = AutoModelForSequenceClassification.from_pretrained(folder, config=shallow)
+    if [*getattr(wanted, "depths", ())] == [*getattr(own, "depths", ())]:
+        return model
+    deeper = AutoModelForSequenceClassification.from_config(config)
+    new = deeper.load_state_dict(model.state_dict(), strict=False).missing_keys
+    for name, block in deeper.named_modules():
+        if isinstance(block, ResidualBlock) and f"{name}.norm2.weight" in new:
             nn.init.zeros_(block.norm2.weight)
-    return model
+    deeper._new_head = model._new_head
+    return deeper
+
+
+def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a classifier's config that describes the encoder of its ECG tower."""
+    tower = getattr(config, "ecg_config", config)
+    return getattr(tower, "encoder_config", None) or tower
 
 
 def parameter_groups(model: StatementsAndGroups, loop: LoopSettings, head_rate: float) -> list[dict[str, Any]]:
