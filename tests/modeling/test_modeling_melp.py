@@ -347,7 +347,7 @@ def test_the_tower_alone_becomes_a_classifier(model, tmp_path):
         ({"projection_dim": 8}, "one space"),
         ({"cls_position": 40}, "max_position_embeddings"),
         ({"ecg_config": {"caption_dim": 16}}, "caption_dim"),
-        ({"ecg_config": {"depths": (2, 2)}}, "4, 2 and 4 entries"),
+        ({"ecg_config": {"encoder_type": "resnet", "depths": (2, 2)}}, "4, 2 and 4 entries"),
         ({"ecg_config": {"encoder_type": "lstm"}}, "wav2vec2"),
     ],
 )
