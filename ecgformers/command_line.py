@@ -313,17 +313,20 @@ def _others(name: str, modules: dict[str, str], argument: str, doc: str, example
             choices, typer.Argument(metavar=argument, help=f"one of {', '.join(e.value for e in choices)}")
         ],  # type: ignore[valid-type]
     ) -> None:
-        sys.argv = [f"ecgformers {name} {which.value}", *context.args]
         from datasets import disable_progress_bars
 
         disable_progress_bars()
         module = import_module(modules[which.name])
-        if name == "data":
-            from ecgformers.datasets_scripts.command_line import builder_of, main
+        typed, sys.argv = sys.argv, [f"ecgformers {name} {which.value}", *context.args]  # results say what was typed
+        try:
+            if name == "data":
+                from ecgformers.datasets_scripts.command_line import builder_of, main
 
-            main(builder_of(module), context.args)
-        else:
-            module.main(context.args)
+                main(builder_of(module), context.args)
+            else:
+                module.main(context.args)
+        finally:
+            sys.argv = typed
 
     command.__doc__ = f"{doc}\n\nWhat {argument} takes: ecgformers {name} {argument} --help."
     app.command(name, context_settings=settings, epilog=f"Example: {example}")(command)
