@@ -91,9 +91,11 @@ def check_fields(config: type[PreTrainedConfig], values: dict[str, Any], where: 
             close = difflib.get_close_matches(name, known, 1)
             hint = f" ({close[0]}?)" if close else ""
             raise ValueError(f"unknown setting {where}{name}{hint} of {config.__name__}")
-    for name in config.sub_configs:
-        if values.get(name):
-            check_fields(type(getattr(config(**{name: values[name]}), name)), values[name], f"{where}{name}.")
+    for name, part in config.sub_configs.items():
+        if own := values.get(name):
+            if config is MelpEcgConfig:  # the encoder's own fields say which it is
+                part = type(getattr(config(**{name: own}), name))
+            check_fields(part, own, f"{where}{name}.")
 
 
 def build(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
