@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Array2D, Features, List, Value
+from datasets import Array2D, Dataset, Features, List, Value, concatenate_datasets, load_dataset
 
 from ecgformers.datasets_scripts.digital_ecg import DigitalEcg
 from ecgformers.modeling.record_ecg import SIGNAL_COLUMNS, lead_name, row_to_record
@@ -29,6 +29,7 @@ from ecgformers.modeling.record_ecg import SIGNAL_COLUMNS, lead_name, row_to_rec
 __all__ = [
     "SIGNAL_COLUMNS",
     "SPLITS",
+    "load_ecgs",
     "patient_split",
     "row_features",
     "row_to_record",
@@ -93,3 +94,9 @@ def signal_columns(recordings: Sequence[DigitalEcg], schema: pa.Schema) -> dict[
     }
     arrays = {name: pa.array(column, schema.field(name).type) for name, column in columns.items()}
     return {"signal": pa.ExtensionArray.from_storage(schema.field("signal").type, storage), **arrays}
+
+
+def load_ecgs(name: str) -> Dataset:
+    """All splits of a data set built with `datasets_scripts`, one after the other."""
+    parts = load_dataset(name)
+    return concatenate_datasets([parts[split] for split in sorted(parts)])

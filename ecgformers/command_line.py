@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -78,6 +79,24 @@ BatchSize = Annotated[int, typer.Option(min=1, help="recordings that the model t
 Device = Annotated[str | None, typer.Option(help="of torch; by default a GPU where there is one")]
 
 
+@dataclass
+class Tally:
+    """How many recordings a command could use, or found nothing in, and how many it could not."""
+
+    good: int = 0
+    bad: int = 0
+
+    def count(self, is_good: bool) -> None:
+        self.good, self.bad = self.good + is_good, self.bad + (not is_good)
+
+    def summarise(self, did: str, failed: str) -> None:
+        """The last word where there were several, and the exit code."""
+        if self.good + self.bad > 1:
+            typer.echo(f"{self.good} {did}, {self.bad} {failed}", err=True)
+        if self.bad:
+            raise typer.Exit(SOME_FAILED)
+
+
 @app.callback(invoke_without_command=True)
 def top(
     version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
@@ -100,6 +119,7 @@ def describe(
     import numpy as np
 
     from ecgformers import heart_rate
+    from ecgformers.recordings import described
 
     record = _read(file, lead_names, sampling_rate, units)
     rate = heart_rate(record)
@@ -116,14 +136,7 @@ def describe(
     }
     if as_json:
         return typer.echo(json.dumps(said))
-    low, high = said["range_mv"]
-    missing = f", {said['not_measured']} samples not measured" if said["not_measured"] else ""
-    typer.echo(file)
-    typer.echo(f"  leads       {' '.join(record.lead_names)}")
-    typer.echo(f"  rate        {record.sampling_rate:g} Hz, {record.duration:g} s, {said['samples']} samples a lead")
-    typer.echo(f"  units       {', '.join(said['units'])} in the file, mV here")
-    typer.echo(f"  range       {low:.2f} to {high:.2f} mV{missing}")
-    typer.echo(f"  heart rate  {'no reliable rhythm found' if rate is None else f'{rate:.0f} beats per minute'}")
+    typer.echo("\n".join([file, *described(record, rate)]))
 
 
 @app.command(epilog="Example: ecgformers check recordings/ --json > findings.jsonl")
@@ -143,19 +156,19 @@ def check(
 
     extractor = EcgFeatureExtractor() if model is None else EcgFeatureExtractor.from_pretrained(_existing(model))
     options = _reading_options(lead_names, sampling_rate, units)
-    good = bad = 0
+    tally = Tally()
     for path in _progress(_recordings(files)):
         try:
             findings = [str(finding) for finding in extractor.check_ecg(read_ecg(path, **options))]
         except (OSError, TypeError, ValueError) as error:
             findings = [str(error)]
-        good, bad = good + (not findings), bad + bool(findings)
+        tally.count(not findings)
         if as_json:
             typer.echo(json.dumps({"file": path, "findings": findings}, ensure_ascii=False))
         else:
             lines = [line.removeprefix(f"{path}: ") for line in findings] or ["nothing found"]
             typer.echo(f"{path}  " + ("\n" + " " * (len(path) + 2)).join(lines))
-    _summarise(good, bad, "without a finding", "with findings")
+    tally.summarise("without a finding", "with findings")
 
 
 @app.command(epilog="Example: ecgformers plot record.hea --output ecg.pdf")
@@ -212,19 +225,14 @@ def classify(
         options["candidate_labels"] = _labels(labels)
     run = load_pipeline(task, model, device)
     is_value = labels is None and run.activation() == "none"
-    good = bad = 0
-    for path, answer in _answers(run, files, batch_size, **options):
-        if isinstance(answer, dict):
-            bad += 1
-            _show_error(path, answer["error"], as_json)
-            continue
-        good += 1
+    tally = Tally()
+    for path, answer in _answers(run, files, batch_size, tally, as_json, **options):
         if as_json:
             typer.echo(json.dumps({"file": path, "labels": answer}, ensure_ascii=False))
         else:
             shown = "{label} {score:.4g}" if is_value else "{label} {score:.1%}"
             typer.echo(f"{path}  " + ", ".join(shown.format(**entry) for entry in answer[: top_k or 5]))
-    _summarise(good, bad, "classified", "could not be used")
+    tally.summarise("classified", "could not be used")
 
 
 @app.command(epilog="Example: ecgformers report record.hea --model MODEL")
@@ -244,16 +252,12 @@ def report(
     options = _reading_options(lead_names, sampling_rate, units) | {"num_beams": beams}
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
-    good = bad = 0
-    for path, answer in _answers(load_pipeline("ecg-to-text", model, device), files, batch_size, **options):
-        if isinstance(answer, dict):
-            bad += 1
-            _show_error(path, answer["error"], as_json)
-            continue
-        good += 1
+    run = load_pipeline("ecg-to-text", model, device)
+    tally = Tally()
+    for path, answer in _answers(run, files, batch_size, tally, as_json, **options):
         text = answer[0]["generated_text"]
         typer.echo(json.dumps({"file": path, "report": text}, ensure_ascii=False) if as_json else f"{path}  {text}")
-    _summarise(good, bad, "described", "could not be used")
+    tally.summarise("described", "could not be used")
 
 
 @app.command(epilog="Example: ecgformers embed recordings/ --model MODEL --output embeddings.parquet")
@@ -277,29 +281,24 @@ def embed(
     unfinished = output.with_name(output.name + ".partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     run = load_pipeline("ecg-feature-extraction", model, device)
-    good = bad = 0
+    tally = Tally()
     try:
         with parquet.ParquetWriter(unfinished, schema) as writer:
             rows: list[dict[str, Any]] = []
-            for path, answer in _answers(run, files, batch_size, **options):
-                if isinstance(answer, dict):
-                    bad += 1
-                    _show_error(path, answer["error"])
-                    continue
-                good += 1
+            for path, answer in _answers(run, files, batch_size, tally, **options):
                 rows.append({"file": path, "embedding": answer})
                 if len(rows) == 256:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                     rows = []
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
-        if not good:
-            raise ValueError(f"{output} is not written: none of the {bad} recordings could be used")
+        if not tally.good:
+            raise ValueError(f"{output} is not written: none of the {tally.bad} recordings could be used")
         unfinished.replace(output)
     finally:
         unfinished.unlink(missing_ok=True)
-    typer.echo(f"{output}: {good} embeddings")
-    _summarise(good, bad, "embedded", "could not be used")
+    typer.echo(f"{output}: {tally.good} embeddings")
+    tally.summarise("embedded", "could not be used")
 
 
 def _others(name: str, modules: dict[str, str], argument: str, doc: str, example: str) -> None:
@@ -470,11 +469,19 @@ def _progress(items: Sequence[Any]) -> Iterable[Any]:
     return tqdm(items, delay=2, disable=None, unit="ECG", leave=False)
 
 
-def _answers(run: Any, files: Sequence[str], batch_size: int, **options: Any) -> Iterator[tuple[str, Any]]:
-    """Each recording with a pipeline's answer, one by one, whatever their number."""
+def _answers(
+    run: Any, files: Sequence[str], batch_size: int, tally: Tally, as_json: bool = False, **options: Any
+) -> Iterator[tuple[str, Any]]:
+    """Each usable recording with a pipeline's answer, one by one, whatever their number; of others their error."""
     paths = _recordings(files)
     answers = run(iter(paths), batch_size=batch_size, on_error="skip", **options)
-    yield from zip(_progress(paths), answers, strict=True)
+    for path, answer in zip(_progress(paths), answers, strict=True):
+        failed = isinstance(answer, dict)
+        tally.count(not failed)
+        if failed:
+            _show_error(path, answer["error"], as_json)
+        else:
+            yield path, answer
 
 
 def load_pipeline(task: str, model: str, device: str | None = None) -> Any:
@@ -521,11 +528,3 @@ def _show_error(path: str, error: str, as_json: bool = False) -> None:
     else:
         message = " ".join(error.split())
         typer.echo(f"error: {message if path in message else f'{path}: {message}'}", err=True)
-
-
-def _summarise(good: int, bad: int, did: str, failed: str) -> None:
-    """The last word where there were several, and the exit code."""
-    if good + bad > 1:
-        typer.echo(f"{good} {did}, {bad} {failed}", err=True)
-    if bad:
-        raise typer.Exit(SOME_FAILED)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset
 
-from ecgformers.datasets_scripts.rows import SPLITS, patient_split
+from ecgformers.datasets_scripts.rows import SPLITS, load_ecgs, patient_split
 from ecgformers.datasets_scripts.tables import read_split_tables
 from ecgformers.evaluation.splits import own_splits, splits
 from ecgformers.evaluation.tasks import Task, find_task, labels
@@ -86,12 +86,6 @@ class TaskData(RecordData):
 
     task: Task
     targets: np.ndarray
-
-
-def load_ecgs(name: str) -> Dataset:
-    """All splits of a data set built with `datasets_scripts`, one after the other."""
-    parts = load_dataset(name)
-    return concatenate_datasets([parts[split] for split in sorted(parts)])
 
 
 def load_task(data: str, task_name: str, folds: str | None = None, split_tables: Sequence[str] = ()) -> TaskData:

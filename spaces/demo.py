@@ -44,6 +44,7 @@ from ecgformers.modeling.reading_ecg import read_ecg
 from ecgformers.modeling.record_ecg import EcgRecord
 from ecgformers.modeling.rhythm_ecg import heart_rate
 from ecgformers.modeling.tokenization_melp import SPECIAL_TOKENS, as_report_tokenizer, special_token_settings
+from ecgformers.recordings import described
 
 SUPERCLASSES = {
     "NORM": "normal ECG",
@@ -59,11 +60,7 @@ def describe(record: EcgRecord) -> float | None:
     rate = heart_rate(record)
     problems = EcgFeatureExtractor(normalization="min_max").check_ecg(record)
     print(f"Read {record.source}")
-    print(f"  leads       {' '.join(record.lead_names)}")
-    print(f"  rate        {record.sampling_rate:g} Hz, {record.duration:g} s, {record.signal.shape[1]} samples a lead")
-    print(f"  units       {', '.join(sorted(set(record.units)))} in the file, mV here")
-    print(f"  range       {record.signal.min():.2f} to {record.signal.max():.2f} mV")
-    print(f"  heart rate  {'no reliable rhythm found' if rate is None else f'{rate:.0f} beats per minute'}")
+    print("\n".join(described(record, rate)))
     print("  problems    " + ("\n              ".join(map(str, problems)) if problems else "none found"))
     return rate
 

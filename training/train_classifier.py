@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -37,6 +37,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from ecgformers.datasets_scripts.preparing import ECG_COLUMNS, Augmentation, prepare, record_rng
+from ecgformers.datasets_scripts.rows import load_ecgs
 from ecgformers.evaluation.scoring import statement_scores
 from ecgformers.evaluation.splits import own_splits
 from ecgformers.evaluation.tasks import TASKS, labels, words
@@ -103,8 +104,7 @@ class Recordings(torch.utils.data.Dataset):
 
 def load_recordings(settings: ClassifierSettings, extractor: EcgFeatureExtractor) -> tuple[Recordings, Recordings]:
     """Those to learn from, and those to choose by."""
-    parts = load_dataset(settings.data)
-    dataset = concatenate_datasets([parts[split] for split in sorted(parts)])
+    dataset = load_ecgs(settings.data)
     dataset = dataset.add_column("row", list(range(len(dataset))), new_fingerprint=f"{dataset._fingerprint}-rows")
     rows = dataset.remove_columns("signal").to_list()
     targets, takes_part = labels(rows, TASK)
@@ -263,8 +263,9 @@ def main(arguments: Sequence[str] | None = None):
         for level, task in LEVELS.items()
     }
     for name, value in settings.encoder.items():
-        tower = getattr(config, "ecg_config", config)
-        parts = [part for part in (getattr(tower, "encoder_config", None), tower) if hasattr(part, name)]
+        parts = [
+            part for part in (encoder_config(config), getattr(config, "ecg_config", config)) if hasattr(part, name)
+        ]
         if not parts:
             raise ValueError(f"encoder.{name}: the config of {settings.model}'s ECG tower has no such field")
         setattr(parts[0], name, value)
